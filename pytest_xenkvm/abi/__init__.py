@@ -1,0 +1,1 @@
+"""Numbers and structure layouts of the KVM/Xen ABI. No behaviour lives here."""
