@@ -1,0 +1,256 @@
+"""Header and events of a trace as frozen objects: what was recorded, nothing about what it means.
+
+The fields are those of the interchange format (docs/reference/trace-format.md), under the same names.
+`None` stands for "not recorded". Numbers are unsigned unless a field says otherwise; times are ns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final
+
+from attrs import Factory, frozen
+
+JsonObject = Mapping[str, Any]
+"""A JSON object as parsed; by convention never mutated."""
+
+
+@frozen
+class NowPlus:
+    """An absolute guest time given relative to the guest's clock at that moment: now + `delta` ns."""
+
+    delta: int
+
+
+@frozen(kw_only=True)
+class MemorySlot:
+    """Guest memory [gpa, gpa + size), in bytes."""
+
+    gpa: int
+    size: int
+
+
+@frozen(kw_only=True)
+class VcpuShape:
+    """A vCPU: `index` is the order of creation, `id` the KVM vCPU id (APIC id)."""
+
+    index: int
+    id: int
+
+
+@frozen(kw_only=True)
+class VmShape:
+    """The VM as created: irqchip "none", "split" or "full", its memory and its vCPUs."""
+
+    irqchip: str
+    memory: tuple[MemorySlot, ...]
+    vcpus: tuple[VcpuShape, ...]
+
+
+IRQCHIPS: Final = ("none", "split", "full")
+SCOPES: Final = ("full", "hypercalls")
+VENDORS: Final = ("amd", "intel")
+
+
+@frozen(kw_only=True)
+class Header:
+    """Line 1 of a trace.
+
+    `unseen` lists kinds of event that the recorder had no means to see ("irq", "mem"): their absence
+    says nothing. It is kept in the file under that key and is empty for recorders that see all.
+    """
+
+    kernel: str | None = None
+    max_vcpus: int | None = None
+    cpu_vendor: str = "amd"
+    recorder: str = "unknown"
+    scope: str = "full"
+    vm: VmShape | None = None
+    notes: str = ""
+    unseen: tuple[str, ...] = ()
+    extra: JsonObject = Factory(dict)
+
+
+@frozen(kw_only=True)
+class Event:
+    """What all events share.
+
+    `ts`: ns since the first event, host CLOCK_MONOTONIC. `inferred`: not recorded but implied by a
+    recorded outcome. `extra`: unknown keys, kept as they were.
+    """
+
+    kind: ClassVar[str]
+
+    ts: int | None = None
+    inferred: bool = False
+    extra: JsonObject = Factory(dict)
+
+
+@frozen(kw_only=True)
+class Ioctl(Event):
+    """A Xen-related ioctl by its UAPI name, with argument, result (0, positive or -errno) and output."""
+
+    kind: ClassVar[str] = "ioctl"
+
+    name: str
+    arg: JsonObject
+    ret: int
+    vcpu: int | None = None
+    out: JsonObject | None = None
+    undetermined: JsonObject | None = None
+    sum_ok: bool | None = None
+
+
+@frozen(kw_only=True)
+class Eventfd(Event):
+    """The VMM created eventfd `fd` (a symbolic number)."""
+
+    kind: ClassVar[str] = "eventfd"
+
+    fd: int
+
+
+@frozen(kw_only=True)
+class EventfdRead(Event):
+    """The VMM drained eventfd `fd` and got `value` (0 if there was nothing)."""
+
+    kind: ClassVar[str] = "eventfd_read"
+
+    fd: int
+    value: int
+
+
+@frozen(kw_only=True)
+class EventfdWrite(Event):
+    """The VMM added `value` to eventfd `fd`."""
+
+    kind: ClassVar[str] = "eventfd_write"
+
+    fd: int
+    value: int
+
+
+@frozen(kw_only=True)
+class HypercallExit:
+    """What KVM_EXIT_XEN delivered: `type` 1, the caller's mode and CPL, the number and six parameters."""
+
+    type: int
+    longmode: int
+    cpl: int
+    input: int
+    params: tuple[int | NowPlus, ...]
+    extra: JsonObject = Factory(dict)
+
+
+@frozen(kw_only=True)
+class Behind:
+    """Bytes that lay behind pointer argument number `arg`; `now_plus_at` as in `Mem`."""
+
+    arg: int
+    data: bytes
+    now_plus_at: tuple[tuple[int, int], ...] = ()
+    extra: JsonObject = Factory(dict)
+
+
+@frozen(kw_only=True)
+class Hypercall(Event):
+    """The guest executed VMCALL or VMMCALL.
+
+    `handled`: "kernel", "userspace" or None (unknown); `rax`: the guest's RAX (EAX) afterwards; `raw`:
+    the full 64-bit registers of a 32-bit call; `run_ret`: KVM_RUN itself failed with this -errno.
+    """
+
+    kind: ClassVar[str] = "hypercall"
+
+    vcpu: int
+    longmode: bool
+    cpl: int
+    nr: int
+    args: tuple[int | NowPlus, ...]
+    handled: str | None = None
+    exit: HypercallExit | None = None
+    rax: int | None = None
+    behind: tuple[Behind, ...] | None = None
+    via: str | None = None
+    compat: bool = False
+    raw: JsonObject | None = None
+    run_ret: int | None = None
+
+
+@frozen(kw_only=True)
+class Mem(Event):
+    """Bytes stored to (`op` "write") or found in (`op` "read") guest memory at `gpa`.
+
+    `mask`: which bits of a read are determined. `now_plus_at`: (offset, delta) pairs; the 8 bytes at
+    `offset` hold the guest's clock at that moment plus `delta` ns, and are zero in `data`.
+    """
+
+    kind: ClassVar[str] = "mem"
+
+    op: str
+    gpa: int
+    data: bytes
+    mask: bytes | None = None
+    now_plus_at: tuple[tuple[int, int], ...] = ()
+    sum_ok: bool | None = None
+
+
+@frozen(kw_only=True)
+class Wrmsr(Event):
+    """The guest wrote MSR `msr`; `ok` False means it took #GP. `longmode` is EFER.LMA."""
+
+    kind: ClassVar[str] = "wrmsr"
+
+    vcpu: int
+    longmode: bool
+    msr: int
+    value: int
+    ok: bool
+    compat: bool = False
+    run_ret: int | None = None
+
+
+@frozen(kw_only=True)
+class Wait(Event):
+    """At least `ns` of host time passed; then every vCPU entered the guest once, in index order."""
+
+    kind: ClassVar[str] = "wait"
+
+    ns: int
+
+
+@frozen(kw_only=True)
+class Irq(Event):
+    """The guest took interrupt vector `vector`."""
+
+    kind: ClassVar[str] = "irq"
+
+    vcpu: int
+    vector: int
+
+
+@frozen(kw_only=True)
+class VcpuRun(Event):
+    """The vCPU entered the guest once without making a hypercall."""
+
+    kind: ClassVar[str] = "vcpu_run"
+
+    vcpu: int
+
+
+EVENTS: Final[dict[str, type[Event]]] = {
+    cls.kind: cls
+    for cls in (
+        Ioctl,
+        Eventfd,
+        EventfdRead,
+        EventfdWrite,
+        Hypercall,
+        Mem,
+        Wrmsr,
+        Wait,
+        Irq,
+        VcpuRun,
+    )
+}
+"""Every event class by its `ev`."""
