@@ -1,0 +1,85 @@
+"""The events in order, and between them the guest's stores that later outcomes imply.
+
+The guest's memory is not recorded, but the kernel's answers say what single bits of it were. Each slot
+of the timeline may therefore ask for bits as the guest must have left them (`imply`), and note bits that
+the kernel set itself (`set_by_kernel`). When the timeline is flattened, one pass follows every byte: a bit
+that is not as asked costs an inferred one-byte store, which leaves the byte's other bits as a replay has
+them at that point.
+"""
+
+from __future__ import annotations
+
+from attrs import Factory, define, evolve
+
+from pytest_xenkvm.trace.events import Event, Mem
+
+Bit = tuple[int, int]
+"""A bit of guest memory: (gpa of its byte, bit 0 ... 7)."""
+
+
+@define
+class Slot:
+    """A moment: at most one event, what must be true before it and what the kernel did after it.
+
+    `ns` is the trace clock; `first`: events that the slot's event stands on.
+    """
+
+    ns: int
+    event: Event | None = None
+    first: list[Event] = Factory(list)
+    asked: list[tuple[Bit, bool]] = Factory(list)
+    kernel_set: list[Bit] = Factory(list)
+
+
+@define
+class Timeline:
+    """Slots in the order of the recording."""
+
+    slots: list[Slot] = Factory(list)
+    _last: dict[Bit, int] = Factory(dict)
+    """Where a bit was last spoken of: twice the slot's number if before its event, and 1 more if after."""
+
+    def open(self, ns: int, event: Event | None = None) -> int:
+        """Append a slot and return its number. A trace clock that went backwards stands still."""
+        if self.slots:
+            ns = max(ns, self.slots[-1].ns)
+        self.slots.append(Slot(ns, event))
+        return len(self.slots) - 1
+
+    def imply(self, bit: Bit, slot: int | None, ns: int, *, value: bool) -> None:
+        """Ask that `bit` was `value` before `slot`, or before now (`ns`) if there it was spoken of since."""
+        if slot is None or 2 * slot < self._last.get(bit, 0):
+            slot = self.open(ns)
+        self.slots[slot].asked.append((bit, value))
+        self._last[bit] = 2 * slot
+
+    def set_by_kernel(self, bit: Bit, slot: int) -> None:
+        """The kernel set `bit` because of what happened in `slot`."""
+        slot = max(slot, self._last.get(bit, 0) // 2)
+        self.slots[slot].kernel_set.append(bit)
+        self._last[bit] = 2 * slot + 1
+
+    def flatten(self) -> list[Event]:
+        """Return all events with `ts` in ns since the first, the implied stores among them."""
+        memory: dict[int, int] = {}
+        events: list[Event] = []
+        start: int | None = None
+        for slot in self.slots:
+            happened = [*slot.first, *_stores(slot, memory), *([slot.event] if slot.event else [])]
+            if happened and start is None:
+                start = slot.ns
+            events += (evolve(event, ts=slot.ns - (start or 0)) for event in happened)
+            for gpa, bit in slot.kernel_set:
+                memory[gpa] = memory.get(gpa, 0) | 1 << bit
+        return events
+
+
+def _stores(slot: Slot, memory: dict[int, int]) -> list[Event]:
+    stores: list[Event] = []
+    for (gpa, bit), value in slot.asked:
+        byte = memory.get(gpa, 0)
+        wanted = byte | 1 << bit if value else byte & ~(1 << bit)
+        if wanted != byte:
+            memory[gpa] = wanted
+            stores.append(Mem(op="write", gpa=gpa, data=bytes([wanted]), inferred=True))
+    return stores
