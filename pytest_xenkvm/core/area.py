@@ -1,0 +1,70 @@
+"""Memory areas: guest memory that the kernel keeps mapped so that it can update it at any time.
+
+The states of an area, and what moves it between them (`kvm_gpc_activate`, `kvm_gpc_activate_hva`,
+`kvm_gpc_deactivate`, `kvm_gpc_refresh`; all supported kernels):
+
+    off      --activate, range crosses a page or no process address--> unchanged, -EINVAL
+    any      --activate, no memory there-->                            refused, -EFAULT
+    any      --activate, memory there-->                               usable
+    any      --deactivate-->                                           off
+
+A *refused* area counts as active: reading the attribute returns the address that failed, and whoever
+wants to use it gets -EFAULT.
+"""
+
+from __future__ import annotations
+
+from errno import EFAULT, EINVAL
+
+from attrs import define
+
+from pytest_xenkvm.abi.numbers import INVALID_GPA, PAGE_SIZE
+from pytest_xenkvm.core.errors import KvmError
+from pytest_xenkvm.core.memory import GuestMemory, is_user_range
+
+
+@define
+class MemoryArea:
+    """A structure of guest memory that the kernel writes to. Addresses in bytes."""
+
+    active: bool = False
+    gpa: int = INVALID_GPA
+    """As the VMM gave it; INVALID_GPA if the area was given by host address."""
+    hva: int = 0
+    """As the VMM gave it; 0 if the area was given by guest address."""
+    backing: int | None = None
+    """Guest address of the bytes; None while the area is not usable."""
+
+    def activate_gpa(self, memory: GuestMemory, gpa: int, size: int) -> None:
+        """Map `size` bytes at guest address `gpa`; raises KvmError -EINVAL or -EFAULT as above."""
+        _check_one_page(gpa, size)
+        self.active, self.gpa, self.hva = True, gpa, 0
+        self._map(gpa if memory.has(gpa, size) else None)
+
+    def activate_hva(self, memory: GuestMemory, hva: int, size: int) -> None:
+        """Map `size` bytes at host address `hva`; raises KvmError -EINVAL or -EFAULT as above."""
+        _check_one_page(hva, size)
+        if not is_user_range(hva, size):
+            raise KvmError(EINVAL)
+        self.active, self.gpa, self.hva = True, INVALID_GPA, hva
+        self._map(memory.hva_to_gpa(hva, size))
+
+    def deactivate(self) -> None:
+        """Switch the area off."""
+        self.active, self.gpa, self.hva, self.backing = False, INVALID_GPA, 0, None
+
+    def usable(self) -> int:
+        """Guest address of the bytes; raises KvmError -EINVAL if off, -EFAULT if refused."""
+        if self.backing is None:
+            raise KvmError(EFAULT if self.active else EINVAL)
+        return self.backing
+
+    def _map(self, backing: int | None) -> None:
+        self.backing = backing
+        if backing is None:
+            raise KvmError(EFAULT)
+
+
+def _check_one_page(address: int, size: int) -> None:
+    if address % PAGE_SIZE + size > PAGE_SIZE:
+        raise KvmError(EINVAL)

@@ -1,0 +1,123 @@
+"""Event channels (2-level ABI): delivery of a port to a vCPU, and what waits for a guest entry.
+
+One delivery, first row that matches (`kvm_xen_set_evtchn`, `kvm_xen_set_evtchn_fast`; all supported
+kernels):
+
+    no such vCPU, or port >= the layout's limit   -EINVAL
+    shared_info off / refused                     -EINVAL / -EFAULT
+    pending bit already set                       COALESCED
+    mask bit set                                  pending bit set; MASKED; a vCPU polling the port wakes
+    otherwise                                     pending bit set; DELIVERED; the vCPU's selector bit is set
+                                                  and, if it was clear, evtchn_upcall_pending := 1 and the
+                                                  vCPU's own upcall vector is raised
+
+Selector bits of a vCPU without a usable vcpu_info are kept and merged at its next guest entry with one.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from errno import EINVAL
+from typing import Final
+
+from pytest_xenkvm.abi.layout import EVTCHN_PENDING, VCPU_INFO_UPCALL_PENDING
+from pytest_xenkvm.abi.numbers import KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL
+from pytest_xenkvm.core.errors import KvmError
+from pytest_xenkvm.core.lapic import request_upcall_vector
+from pytest_xenkvm.core.state import EvtchnDelivery, VcpuState, VmState
+
+
+class Delivery(Enum):
+    """What became of an event."""
+
+    DELIVERED = "delivered"
+    COALESCED = "already pending"
+    MASKED = "masked"
+
+
+_BYTE_BITS: Final = 8
+
+
+def deliver(vm: VmState, target: EvtchnDelivery) -> Delivery:
+    """Deliver an event as the table above says; raises KvmError -EINVAL or -EFAULT."""
+    vcpu = vm.vcpu_by_id(target.vcpu_id)
+    if vcpu is None or target.port >= vm.layout.max_ports:
+        raise KvmError(EINVAL)
+    shared_info = vm.shared_info.usable()
+    if _test_and_set(vm, shared_info + EVTCHN_PENDING, target.port):
+        return Delivery.COALESCED
+    if _test(vm, shared_info + vm.layout.evtchn_mask, target.port):
+        _wake_poller(vcpu, target.port)
+        return Delivery.MASKED
+    _select(vm, vcpu, target.port // vm.layout.word_bits)
+    return Delivery.DELIVERED
+
+
+def send_from_vmm(vm: VmState, *, port: int, vcpu_id: int, priority: int) -> None:
+    """KVM_XEN_HVM_EVTCHN_SEND (`kvm_xen_hvm_evtchn_send`). Raises KvmError -EINVAL or -EFAULT."""
+    check_priority(priority)
+    if not 0 < port < vm.layout.max_ports:
+        raise KvmError(EINVAL)
+    deliver(vm, EvtchnDelivery(port=port, vcpu_id=vcpu_id))
+
+
+def check_priority(priority: int) -> None:
+    """Raise KvmError -EINVAL for any priority but 2LEVEL."""
+    if priority != KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL:
+        raise KvmError(EINVAL)
+
+
+def merge_deferred(vm: VmState, vcpu: VcpuState) -> None:
+    """At guest entry: move kept selector bits to vcpu_info (`kvm_xen_inject_pending_events`).
+
+    Only with a hypercall MSR configured. 64-bit layout: all bits move. 32-bit layout: bits above 31 don't
+    fit and stay, and every pass sets evtchn_upcall_pending again.
+    """
+    base = vcpu.vcpu_info.backing
+    if not vcpu.deferred_sel or not vm.xen_enabled or base is None:
+        return
+    word = vm.layout.word_bits
+    movable = vcpu.deferred_sel & ((1 << word) - 1)
+    selector = base + vm.layout.pending_sel
+    found = int.from_bytes(vm.memory.read_backed(selector, word // _BYTE_BITS), "little")
+    vm.memory.write(selector, (found | movable).to_bytes(word // _BYTE_BITS, "little"))
+    vcpu.deferred_sel &= ~movable
+    vm.memory.write(base + VCPU_INFO_UPCALL_PENDING, b"\1")
+    if vcpu.upcall_vector:
+        request_upcall_vector(vm, vcpu)
+
+
+def is_pending(vm: VmState, port: int) -> bool:
+    """Whether the port's pending bit is set; shared_info must be usable."""
+    return _test(vm, vm.shared_info.usable() + EVTCHN_PENDING, port)
+
+
+def _select(vm: VmState, vcpu: VcpuState, word: int) -> None:
+    base = vcpu.vcpu_info.backing
+    if base is None:
+        if not vcpu.deferred_sel & 1 << word:
+            vcpu.deferred_sel |= 1 << word
+            vcpu.kicked = True
+        return
+    if _test_and_set(vm, base + vm.layout.pending_sel, word):
+        return
+    vm.memory.write(base + VCPU_INFO_UPCALL_PENDING, b"\1")
+    vcpu.kicked = True
+    if vcpu.upcall_vector:
+        request_upcall_vector(vm, vcpu)
+
+
+def _wake_poller(vcpu: VcpuState, port: int) -> None:
+    if vcpu.polling is not None and port in vcpu.polling:
+        vcpu.kicked = True
+
+
+def _test(vm: VmState, base: int, bit: int) -> bool:
+    return bool(vm.memory.read_backed(base + bit // _BYTE_BITS, 1)[0] >> bit % _BYTE_BITS & 1)
+
+
+def _test_and_set(vm: VmState, base: int, bit: int) -> bool:
+    gpa = base + bit // _BYTE_BITS
+    byte = vm.memory.read_backed(gpa, 1)[0]
+    vm.memory.write(gpa, bytes((byte | 1 << bit % _BYTE_BITS,)))
+    return bool(byte >> bit % _BYTE_BITS & 1)

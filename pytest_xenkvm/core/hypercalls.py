@@ -1,0 +1,229 @@
+"""Hypercalls that may stay in the kernel: who handles a call, and with what result.
+
+Dispatch, first row that matches (`kvm_xen_hypercall`):
+
+    INTERCEPT_HCALL or the hypercall MSR not configured   KVM's own hypercall ABI answers
+    CPL > 0                                               forwarded
+    number in the table below and its handler takes it    handled in the kernel
+    otherwise                                             forwarded
+
+A caller in 64-bit code uses the 64-bit ABI; every other caller the 32-bit ABI, with all registers truncated
+to 32 bits. A handler returns the result (0, a value, or -errno) or FORWARD.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from errno import EFAULT, EINVAL
+from typing import Final
+
+from attrs import frozen
+
+from pytest_xenkvm.abi.layout import LAYOUT_32, LAYOUT_64, U32, U64, GuestLayout
+from pytest_xenkvm.abi.numbers import (
+    KVM_ENOSYS,
+    KVM_EPERM,
+    KVM_HC_VAPIC_POLL_IRQ,
+    SCHED_POLL_MAX_PORTS,
+    U32_MAX,
+    U64_MAX,
+    XEN_VCPU_ID_INVALID,
+    EvtchnOp,
+    Hypercall,
+    SchedOp,
+    VcpuOp,
+    XenHvmFlag,
+    XenVer,
+)
+from pytest_xenkvm.core import outbound, timer
+from pytest_xenkvm.core.evtchn import is_pending
+from pytest_xenkvm.core.state import VcpuState, VmState
+
+ReadVirt = Callable[[int, int, int], "bytes | None"]
+"""Reads (address, size, needed): `size` bytes at a guest virtual address, of which the kernel looks at the
+first `needed`; None if the guest's page tables or memory don't reach. May raise UnseenMemory."""
+
+
+class UnseenMemory(Exception):
+    """A hypercall depends on guest memory that nobody recorded: what it does can't be known."""
+
+
+@frozen
+class HypercallRegisters:
+    """A hypercall as the guest's registers have it: number, six arguments, mode and privilege."""
+
+    nr: int
+    args: tuple[int, int, int, int, int, int]
+    longmode: bool
+    """The vCPU executes 64-bit code (EFER.LMA and CS.L)."""
+    cpl: int
+
+    @property
+    def layout(self) -> GuestLayout:
+        """Layout of the structures that the arguments point at; follows the caller's mode."""
+        return LAYOUT_64 if self.longmode else LAYOUT_32
+
+    def seen_by_kernel(self) -> HypercallRegisters:
+        """The same call with the registers truncated as the caller's mode has it."""
+        if self.longmode:
+            return self
+        a0, a1, a2, a3, a4, a5 = (arg & U32_MAX for arg in self.args)
+        return HypercallRegisters(self.nr & U32_MAX, (a0, a1, a2, a3, a4, a5), longmode=False, cpl=self.cpl)
+
+
+@frozen
+class Call:
+    """Everything a handler looks at."""
+
+    vm: VmState
+    vcpu: VcpuState
+    regs: HypercallRegisters
+    read_virt: ReadVirt
+    block_until: int | None = None
+    """A blocked vCPU wakes when the VM's clock reaches this (ns): it is known not to have slept longer."""
+
+    def read(self, address: int, size: int, *, needed: int | None = None) -> bytes | None:
+        """Guest memory behind a pointer; only the first `needed` bytes (default: all) matter."""
+        return self.read_virt(address, size, size if needed is None else needed)
+
+
+class Forward:
+    """The type of FORWARD."""
+
+
+FORWARD: Final = Forward()
+"""The VMM must answer: KVM_EXIT_XEN."""
+
+Result = int | Forward
+
+
+def dispatch(call: Call) -> Result:
+    """Handle a hypercall as the table above says."""
+    if not call.vm.intercepts_hypercalls:
+        return _kvm_hypercall(call)
+    if call.regs.cpl > 0:
+        return FORWARD
+    handler = _HANDLERS.get(call.regs.nr)
+    return FORWARD if handler is None else handler(call)
+
+
+def _kvm_hypercall(call: Call) -> int:
+    """KVM's own ABI (`kvm_emulate_hypercall`) as far as a guest without KVM's features sees it."""
+    if call.regs.cpl > 0:
+        return -KVM_EPERM
+    return 0 if call.regs.nr == KVM_HC_VAPIC_POLL_IRQ else -KVM_ENOSYS
+
+
+def _xen_version(call: Call) -> Result:
+    """XENVER_version if the VMM set XEN_VERSION; the sub-op is compared in 64 bits."""
+    if call.regs.args[0] == XenVer.version and call.vm.xen_version:
+        return call.vm.xen_version
+    return FORWARD
+
+
+def _event_channel_op(call: Call) -> Result:
+    """EVTCHNOP_send to an outbound port; the sub-op is compared in 64 bits."""
+    if call.regs.args[0] != EvtchnOp.send:
+        return FORWARD
+    port = call.read(call.regs.args[1], U32.size)
+    if port is None:
+        return -EFAULT
+    return 0 if outbound.send(call.vm, U32.unpack(port)[0]) else FORWARD
+
+
+def _sched_op(call: Call) -> Result:
+    """SCHEDOP_yield and SCHEDOP_poll; the sub-op loses bits 32-63."""
+    sub_op = call.regs.args[0] & U32_MAX
+    if sub_op == SchedOp.yield_:
+        return 0
+    return _poll(call) if sub_op == SchedOp.poll else FORWARD
+
+
+def _poll(call: Call) -> int:
+    """`kvm_xen_schedop_poll`: block until a listed port is pending, an event comes, or the timeout passes.
+
+    Without EVTCHN_SEND or an in-kernel local APIC it is a yield that reads nothing. The timeout is
+    relative. The ports' limit follows the VM's layout, the structure's layout the caller's.
+    """
+    vm = call.vm
+    if not vm.config.flags & XenHvmFlag.EVTCHN_SEND or not vm.has_local_apic:
+        return 0
+    layout = call.regs.layout
+    data = call.read(call.regs.args[1], layout.sched_poll.size)
+    if data is None:
+        return -EFAULT
+    pointer, count, timeout = layout.sched_poll.unpack(data)
+    if count > SCHED_POLL_MAX_PORTS:
+        return -EINVAL
+    array = call.read(pointer, count * U32.size) if count else b""
+    if array is None:
+        return -EFAULT
+    ports = frozenset(port for (port,) in U32.iter_unpack(array))
+    if any(port >= vm.layout.max_ports for port in ports):
+        return -EINVAL
+    if vm.shared_info.backing is not None and not any(is_pending(vm, port) for port in ports):
+        limits = [vm.now + timeout] if timeout else []
+        limits += [call.block_until] if call.block_until is not None else []
+        _block(vm, call.vcpu, ports, min(limits, default=None))
+    return 0
+
+
+def _block(vm: VmState, vcpu: VcpuState, ports: frozenset[int], limit: int | None) -> None:
+    """Let the VM's clock run until something wakes the vCPU; with nothing to wait for, wake at once."""
+    vcpu.polling, vcpu.kicked = ports, False
+    while not vcpu.kicked:
+        deadline = timer.next_deadline(vm)
+        if deadline is None or (limit is not None and limit < deadline):
+            timer.advance(vm, limit if limit is not None else vm.now)
+            break
+        timer.advance(vm, deadline)
+    vcpu.polling = None
+
+
+def _vcpu_op(call: Call) -> Result:
+    """set/stop_singleshot_timer (`kvm_xen_hcall_vcpu_op`); the first check that applies decides.
+
+    Sub-op neither of the two: forwarded · no timer port: forwarded · from Linux 7.3, Xen ID unset:
+    forwarded, whatever vCPU the guest names · another vCPU named: -EINVAL · argument unreadable: -EFAULT.
+    Sub-op and vCPU number lose bits 32-63. The argument's flags are ignored.
+    """
+    sub_op, named_vcpu = call.regs.args[0] & U32_MAX, call.regs.args[1] & U32_MAX
+    if sub_op not in (VcpuOp.set_singleshot_timer, VcpuOp.stop_singleshot_timer) or not call.vcpu.timer.port:
+        return FORWARD
+    if call.vm.profile.forwards_singleshot_while_id_unset and call.vcpu.xen_id == XEN_VCPU_ID_INVALID:
+        return FORWARD
+    if named_vcpu != call.vcpu.xen_id:
+        return -EINVAL
+    if sub_op == VcpuOp.stop_singleshot_timer:
+        timer.stop(call.vcpu)
+        return 0
+    argument = call.read(call.regs.args[2], call.regs.layout.singleshot.size, needed=U64.size)
+    if argument is None:
+        return -EFAULT
+    timeout, _flags = call.regs.layout.singleshot.unpack(argument)
+    timer.start(call.vm, call.vcpu, timeout)
+    return 0
+
+
+def _set_timer_op(call: Call) -> Result:
+    """set_timer_op: no vCPU number, so no ID check; 0 stops; armed with the Linux workaround."""
+    if not call.vcpu.timer.port:
+        return FORWARD
+    timeout = call.regs.args[0]
+    if not call.regs.longmode:
+        timeout |= call.regs.args[1] << 32
+    if timeout:
+        timer.start(call.vm, call.vcpu, timeout & U64_MAX, linux_workaround=True)
+    else:
+        timer.stop(call.vcpu)
+    return 0
+
+
+_HANDLERS: Final[dict[int, Callable[[Call], Result]]] = {
+    Hypercall.set_timer_op: _set_timer_op,
+    Hypercall.xen_version: _xen_version,
+    Hypercall.vcpu_op: _vcpu_op,
+    Hypercall.sched_op: _sched_op,
+    Hypercall.event_channel_op: _event_channel_op,
+}
+"""Every other number is forwarded."""

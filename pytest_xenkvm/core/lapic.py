@@ -1,0 +1,44 @@
+"""What the ABI shows of interrupt delivery: which vector the guest takes next.
+
+Two sources, both only with in-kernel local APICs, in this order:
+
+1. the VM-wide upcall vector: level-triggered on the byte `evtchn_upcall_pending` of the vCPU's vcpu_info,
+   whatever non-zero value it has and whoever stored it; taken like a PIC interrupt, so it stays until the
+   guest clears the byte. Needs a configured hypercall MSR (`kvm_xen_has_interrupt`).
+2. the local APIC's requested vectors, highest first, each taken once: a vCPU's own upcall vector arrives as a
+   fixed-mode interrupt (`kvm_xen_inject_vcpu_vector`).
+"""
+
+from __future__ import annotations
+
+from pytest_xenkvm.abi.layout import VCPU_INFO_UPCALL_PENDING
+from pytest_xenkvm.core.state import VcpuState, VmState
+
+
+def request_upcall_vector(vm: VmState, vcpu: VcpuState) -> None:
+    """Raise the vCPU's own upcall vector in its local APIC."""
+    if vm.has_local_apic:
+        vcpu.irr |= 1 << vcpu.upcall_vector
+
+
+def upcall_is_pending(vm: VmState, vcpu: VcpuState) -> bool:
+    """Whether the VM-wide upcall vector is raised on this vCPU."""
+    base = vcpu.vcpu_info.backing
+    if not (vm.xen_enabled and vm.upcall_vector and vm.has_local_apic) or base is None:
+        return False
+    return vm.memory.read(base + VCPU_INFO_UPCALL_PENDING, 1) != b"\0"
+
+
+def next_vector(vm: VmState, vcpu: VcpuState) -> int | None:
+    """The vector that the guest takes next with interrupts enabled; None if nothing is pending."""
+    if upcall_is_pending(vm, vcpu):
+        return vm.upcall_vector
+    return vcpu.irr.bit_length() - 1 if vcpu.irr else None
+
+
+def take_vector(vm: VmState, vcpu: VcpuState) -> int | None:
+    """Like `next_vector`, and the local APIC's request is gone: the guest took it."""
+    vector = next_vector(vm, vcpu)
+    if vector is not None and not upcall_is_pending(vm, vcpu):
+        vcpu.irr &= ~(1 << vector)
+    return vector

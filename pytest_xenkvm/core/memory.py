@@ -1,0 +1,96 @@
+"""Guest memory as the core sees it: byte buffers at guest physical addresses, shared with cpu and VMM.
+
+Buffers are handed in (a bytearray, an mmap), so that whoever runs the guest maps the very same bytes.
+Each slot also has a host virtual address range, as a VMM's mapping of guest memory does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Protocol, cast
+
+from attrs import frozen
+
+HVA_BASE: Final = 0x7E00_0000_0000
+"""Host virtual address of the first slot; the others follow it without gaps."""
+
+HVA_LIMIT: Final = 0x7FFF_FFFF_F000
+"""End of a process's address space on x86-64 with 4-level paging (TASK_SIZE_MAX)."""
+
+
+class Buffer(Protocol):
+    """A writable run of bytes, such as a bytearray or an anonymous mmap."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, key: slice, /) -> bytes | bytearray: ...
+    def __setitem__(self, key: slice, value: bytes, /) -> None: ...
+
+
+@frozen
+class Slot:
+    """A memory slot: `buffer` holds guest memory from `gpa` on and is mapped at `hva` in the host."""
+
+    gpa: int
+    buffer: Buffer
+    hva: int
+
+    @property
+    def end(self) -> int:
+        """The first guest physical address behind the slot."""
+        return self.gpa + len(self.buffer)
+
+
+class GuestMemory:
+    """The memory slots of a VM. Addresses and sizes in bytes."""
+
+    def __init__(self, slots: Sequence[tuple[int, Buffer]]) -> None:
+        """Take `(gpa, buffer)` pairs that don't overlap."""
+        hva = HVA_BASE
+        self.slots: list[Slot] = []
+        for gpa, buffer in slots:
+            self.slots.append(Slot(gpa, buffer, hva))
+            hva += len(buffer)
+
+    def has(self, gpa: int, size: int) -> bool:
+        """Whether all of [gpa, gpa + size) lies in one slot."""
+        return any(slot.gpa <= gpa and gpa + size <= slot.end for slot in self.slots)
+
+    def read(self, gpa: int, size: int) -> bytes | None:
+        """The bytes at [gpa, gpa + size); None if they are not in one slot."""
+        for slot in self.slots:
+            if slot.gpa <= gpa and gpa + size <= slot.end:
+                offset = gpa - slot.gpa
+                return bytes(slot.buffer[offset : offset + size])
+        return None
+
+    def read_backed(self, gpa: int, size: int) -> bytes:
+        """Like `read`, for a range that is known to be in a slot: one of a usable area."""
+        return cast("bytes", self.read(gpa, size))
+
+    def write(self, gpa: int, data: bytes) -> bool:
+        """Store `data` at `gpa`; False, with nothing stored, if that is not in one slot."""
+        for slot in self.slots:
+            if slot.gpa <= gpa and gpa + len(data) <= slot.end:
+                offset = gpa - slot.gpa
+                slot.buffer[offset : offset + len(data)] = data
+                return True
+        return False
+
+    def hva_to_gpa(self, hva: int, size: int) -> int | None:
+        """The guest address that the host maps at [hva, hva + size); None if that is not one slot's."""
+        for slot in self.slots:
+            if slot.hva <= hva and hva + size <= slot.hva + len(slot.buffer):
+                return slot.gpa + hva - slot.hva
+        return None
+
+    def gpa_to_hva(self, gpa: int) -> int | None:
+        """Where the host maps guest address `gpa`; None if it has no slot."""
+        for slot in self.slots:
+            if slot.gpa <= gpa < slot.end:
+                return slot.hva + gpa - slot.gpa
+        return None
+
+
+def is_user_range(hva: int, size: int) -> bool:
+    """Whether [hva, hva + size) can be an address range of a process at all (`access_ok`)."""
+    return hva + size <= HVA_LIMIT

@@ -1,0 +1,106 @@
+"""Inbound events: GSI routes of type Xen event channel, KVM_IRQ_LINE and irqfds.
+
+Source: `kvm_xen_setup_evtchn`, `kvm_set_irq_routing`, `kvm_irqfd`; all supported kernels. Needs an
+in-kernel interrupt controller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from errno import EBUSY, EINVAL, ENXIO
+
+from attrs import frozen
+
+from pytest_xenkvm.abi.numbers import (
+    KVM_IRQ_ROUTING_XEN_EVTCHN,
+    KVM_IRQFD_FLAG_DEASSIGN,
+    KVM_MAX_IRQ_ROUTES,
+)
+from pytest_xenkvm.core.errors import KvmError
+from pytest_xenkvm.core.eventfd import lookup
+from pytest_xenkvm.core.evtchn import check_priority, deliver
+from pytest_xenkvm.core.state import EvtchnDelivery, Irqfd, VmState
+
+
+@frozen(kw_only=True)
+class GsiRoute:
+    """An entry of KVM_SET_GSI_ROUTING; port, vcpu_id and priority are those of a Xen event channel."""
+
+    gsi: int
+    type: int
+    port: int
+    vcpu_id: int
+    priority: int
+
+
+def set_gsi_routing(vm: VmState, entries: Sequence[GsiRoute]) -> None:
+    """KVM_SET_GSI_ROUTING: replace all routes. Ports and vCPUs are not checked.
+
+    Raises KvmError -EINVAL, the old routes staying, without an irqchip, for a GSI >= 4096, a priority
+    other than 2LEVEL, or a second route of a GSI that has a Xen one.
+    """
+    if vm.irqchip == "none":
+        raise KvmError(EINVAL)
+    routes: dict[int, EvtchnDelivery] = {}
+    for entry in entries:
+        if entry.gsi >= KVM_MAX_IRQ_ROUTES or entry.gsi in routes:
+            raise KvmError(EINVAL)
+        if entry.type == KVM_IRQ_ROUTING_XEN_EVTCHN:
+            check_priority(entry.priority)
+            routes[entry.gsi] = EvtchnDelivery(port=entry.port, vcpu_id=entry.vcpu_id)
+    vm.routes = routes
+
+
+def set_irq_line(vm: VmState, *, gsi: int, level: int) -> None:
+    """KVM_IRQ_LINE: a non-zero level delivers the event that the GSI is routed to.
+
+    What becomes of the event is not reported. Raises KvmError -ENXIO without an irqchip.
+    """
+    if vm.irqchip == "none":
+        raise KvmError(ENXIO)
+    if level:
+        _inject(vm, gsi)
+
+
+def set_irqfd(vm: VmState, *, fd: int, gsi: int, flags: int) -> None:
+    """KVM_IRQFD: let eventfd `fd` raise `gsi`, or (DEASSIGN) no more.
+
+    Assigning with a pending count injects at once and leaves the count; deassigning what was not assigned
+    is fine, even without an irqchip. Raises KvmError: -EINVAL for other flags, or when assigning without an
+    irqchip, -EBADF for an unknown eventfd, -EBUSY if the eventfd has an irqfd already.
+    """
+    if flags & ~KVM_IRQFD_FLAG_DEASSIGN or (vm.irqchip == "none" and not flags):
+        raise KvmError(EINVAL)
+    eventfd = lookup(vm.files, fd)
+    if flags & KVM_IRQFD_FLAG_DEASSIGN:
+        _deassign(vm, Irqfd(eventfd=eventfd, gsi=gsi))
+        return
+    if any(irqfd.eventfd is eventfd for irqfd in vm.irqfds):
+        raise KvmError(EBUSY)
+    irqfd = Irqfd(eventfd=eventfd, gsi=gsi)
+    vm.irqfds.append(irqfd)
+
+    def on_signal() -> None:
+        eventfd.drain()
+        _inject(vm, gsi)
+
+    eventfd.listeners.append(on_signal)
+    if eventfd.count:
+        _inject(vm, gsi)
+
+
+def _deassign(vm: VmState, irqfd: Irqfd) -> None:
+    if irqfd in vm.irqfds:
+        vm.irqfds.remove(irqfd)
+        irqfd.eventfd.listeners.clear()
+        irqfd.eventfd.drain()
+
+
+def _inject(vm: VmState, gsi: int) -> None:
+    target = vm.routes.get(gsi)
+    if target is None:
+        return
+    try:
+        deliver(vm, target)
+    except KvmError:
+        """Nobody is told of an event that can't be delivered."""

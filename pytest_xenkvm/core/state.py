@@ -1,0 +1,161 @@
+"""The Xen state of a VM and its vCPUs: plain data, changed only by the modules beside this one.
+
+Defaults are the state right after KVM_CREATE_VM and KVM_CREATE_VCPU. Times in ns of the VM's clock.
+"""
+
+from __future__ import annotations
+
+from attrs import Factory, define, frozen
+
+from pytest_xenkvm.abi.layout import LAYOUT_32, LAYOUT_64, GuestLayout
+from pytest_xenkvm.abi.numbers import Runstate, XenHvmFlag
+from pytest_xenkvm.core.area import MemoryArea
+from pytest_xenkvm.core.eventfd import Eventfd
+from pytest_xenkvm.core.memory import GuestMemory
+from pytest_xenkvm.core.profile import HostLimits, Profile
+
+
+@frozen(kw_only=True)
+class HvmConfig:
+    """The argument of KVM_XEN_HVM_CONFIG. Blob addresses are host addresses, sizes count pages."""
+
+    flags: int = 0
+    msr: int = 0
+    blob_addr_32: int = 0
+    blob_addr_64: int = 0
+    blob_size_32: int = 0
+    blob_size_64: int = 0
+
+
+@frozen(kw_only=True)
+class EvtchnDelivery:
+    """Where an event goes: a port and a KVM vCPU id, which need not exist yet."""
+
+    port: int
+    vcpu_id: int
+
+
+@frozen(kw_only=True)
+class OutboundPort:
+    """An outbound event channel: delivered to a local port, or to an eventfd."""
+
+    type: int
+    target: EvtchnDelivery | Eventfd
+
+
+@frozen(kw_only=True)
+class Irqfd:
+    """An eventfd that raises a GSI."""
+
+    eventfd: Eventfd
+    gsi: int
+
+
+@define
+class Timer:
+    """A vCPU's timer. `expires_ns` is what a GET shows; `deadline` is set while it runs."""
+
+    port: int = 0
+    expires_ns: int = 0
+    deadline: int | None = None
+    pending: bool = False
+    """Fired, but the event could not be delivered yet."""
+
+
+@define
+class RunstateAccount:
+    """Where a vCPU's time went: `times` in the order of `Runstate`."""
+
+    state: int = Runstate.RUNNING
+    entry_time: int = 0
+    times: list[int] = Factory(lambda: [0, 0, 0, 0])
+    seen_run_delay: int = 0
+    """The host's run-delay figure at the last change (ns)."""
+
+
+@define(eq=False)
+class VcpuState:
+    """The Xen state of a vCPU."""
+
+    index: int
+    id: int
+    """KVM vCPU id (APIC id)."""
+    xen_id: int
+    vcpu_info: MemoryArea = Factory(MemoryArea)
+    time_info: MemoryArea = Factory(MemoryArea)
+    runstate_head: MemoryArea = Factory(MemoryArea)
+    """The runstate area up to the end of its first page."""
+    runstate_tail: MemoryArea = Factory(MemoryArea)
+    """What of it lies on the next page."""
+    runstate: RunstateAccount = Factory(RunstateAccount)
+    run_delay: int = 0
+    """The host scheduler's run-delay figure (ns), a value handed in."""
+    upcall_vector: int = 0
+    deferred_sel: int = 0
+    """Selector bits that wait for a usable vcpu_info."""
+    timer: Timer = Factory(Timer)
+    clock_update_due: bool = False
+    """Write the pvclock structures at the next guest entry."""
+    irr: int = 0
+    """Local APIC: requested vectors, a bit each."""
+    polling: frozenset[int] | None = None
+    """Ports that a blocked SCHEDOP_poll watches; None while the vCPU doesn't poll."""
+    kicked: bool = False
+    """An event arrived since the vCPU blocked."""
+    hypercall_rip: int | None = None
+    """Linear RIP of the forwarded hypercall that waits for the VMM's result."""
+
+
+@define(eq=False)
+class VmState:
+    """The Xen state of a VM."""
+
+    profile: Profile
+    limits: HostLimits
+    memory: GuestMemory
+    irqchip: str
+    """In-kernel interrupt controllers: "none", "split" (local APIC only) or "full"."""
+    cpu_vendor: str
+    boot_time_ns: int = 0
+    """Wall-clock time at which the VM's clock was 0 (ns since 1970), a value handed in."""
+    now: int = 0
+    """The VM's clock (ns since creation); moved only by `timer.advance` and `timer.set_clock`."""
+    config: HvmConfig = Factory(HvmConfig)
+    long_mode: bool = False
+    shared_info: MemoryArea = Factory(MemoryArea)
+    upcall_vector: int = 0
+    xen_version: int = 0
+    runstate_update_flag: bool = False
+    outbound: dict[int, OutboundPort] = Factory(dict)
+    routes: dict[int, EvtchnDelivery] = Factory(dict)
+    irqfds: list[Irqfd] = Factory(list)
+    files: dict[int, Eventfd | None] = Factory(dict)
+    """The VMM's open files by number; None is a file that is no eventfd."""
+    vcpus: list[VcpuState] = Factory(list)
+
+    @property
+    def layout(self) -> GuestLayout:
+        """Layout of the shared structures; follows LONG_MODE, not the caller's mode."""
+        return LAYOUT_64 if self.long_mode else LAYOUT_32
+
+    @property
+    def xen_enabled(self) -> bool:
+        """A hypercall MSR is configured, so the kernel looks after Xen events at guest entry."""
+        return self.config.msr != 0
+
+    @property
+    def intercepts_hypercalls(self) -> bool:
+        """VMCALL and VMMCALL are Xen hypercalls."""
+        return self.xen_enabled and bool(self.config.flags & XenHvmFlag.INTERCEPT_HCALL)
+
+    @property
+    def has_local_apic(self) -> bool:
+        """The local APICs are in the kernel."""
+        return self.irqchip != "none"
+
+    def vcpu_by_id(self, vcpu_id: int) -> VcpuState | None:
+        """The vCPU with this KVM vCPU id."""
+        for vcpu in self.vcpus:
+            if vcpu.id == vcpu_id:
+                return vcpu
+        return None

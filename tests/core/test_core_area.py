@@ -1,0 +1,74 @@
+"""The states of a memory area."""
+
+from __future__ import annotations
+
+from errno import EFAULT, EINVAL
+
+import pytest
+from attrs import evolve
+from xen_vms import PAGE, refusal
+
+from pytest_xenkvm.abi.numbers import INVALID_GPA
+from pytest_xenkvm.core.area import MemoryArea
+from pytest_xenkvm.core.memory import HVA_BASE, HVA_LIMIT, GuestMemory
+
+MEMORY = GuestMemory([(0, bytearray(2 * PAGE)), (3 * PAGE, bytearray(PAGE))])
+
+
+def usable_area() -> MemoryArea:
+    """An area at guest address 64."""
+    area = MemoryArea()
+    area.activate_gpa(MEMORY, 64, 64)
+    return area
+
+
+def test_a_new_area_is_off() -> None:
+    """Whoever wants to use an area that was never activated gets -EINVAL."""
+    assert refusal(MemoryArea().usable) == EINVAL
+
+
+@pytest.mark.parametrize("gpa", [0, 1, PAGE - 64, 3 * PAGE])
+def test_an_area_at_memory_is_usable(gpa: int) -> None:
+    """An area of any alignment that fits its page can be used where it was put."""
+    area = MemoryArea()
+    area.activate_gpa(MEMORY, gpa, 64)
+    assert (area.usable(), area.gpa, area.hva) == (gpa, gpa, 0)
+
+
+@pytest.mark.parametrize("gpa", [2 * PAGE, 4 * PAGE, INVALID_GPA - 63])
+def test_an_area_without_memory_is_refused_and_remembered(gpa: int) -> None:
+    """Where there is no memory the answer is -EFAULT, and the area counts as active with that address."""
+    area = usable_area()
+    assert refusal(area.activate_gpa, MEMORY, gpa, 64) == EFAULT
+    assert (area.active, area.gpa, refusal(area.usable)) == (True, gpa, EFAULT)
+
+
+def test_an_area_across_pages_changes_nothing() -> None:
+    """A range that crosses a page is -EINVAL, and the old area stays, by guest and by host address."""
+    area = usable_area()
+    before = evolve(area)
+    assert refusal(area.activate_gpa, MEMORY, PAGE - 63, 64) == EINVAL
+    assert refusal(area.activate_hva, MEMORY, HVA_BASE + PAGE - 63, 64) == EINVAL
+    assert refusal(area.activate_hva, MEMORY, HVA_LIMIT, 64) == EINVAL
+    assert area == before
+
+
+def test_a_host_address_leads_to_the_guest_memory_behind_it() -> None:
+    """An area by host address is backed by the slot that is mapped there, and shows no guest address."""
+    area = usable_area()
+    area.activate_hva(MEMORY, HVA_BASE + 2 * PAGE + 8, 64)
+    assert (area.usable(), area.gpa, area.hva) == (3 * PAGE + 8, INVALID_GPA, HVA_BASE + 2 * PAGE + 8)
+
+
+def test_a_host_address_without_memory_is_refused_and_remembered() -> None:
+    """A host address that backs nothing is -EFAULT and counts as active."""
+    area = usable_area()
+    assert refusal(area.activate_hva, MEMORY, PAGE, 64) == EFAULT
+    assert (area.active, area.hva, refusal(area.usable)) == (True, PAGE, EFAULT)
+
+
+def test_deactivating_forgets_the_area() -> None:
+    """An area that was switched off is like a new one."""
+    area = usable_area()
+    area.deactivate()
+    assert area == MemoryArea()
