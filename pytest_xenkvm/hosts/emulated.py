@@ -1,0 +1,253 @@
+# ruff: noqa: D102 - `HostVm` documents what the methods do
+"""The emulated host: the core behind the host protocol, with registers handed in instead of a CPU."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Sequence
+from errno import EFAULT, EINVAL, ENOTTY
+from typing import Final
+
+from attrs import Factory, define, field, frozen
+
+from pytest_xenkvm.abi import ioctls
+from pytest_xenkvm.abi.numbers import KVM_CLOCK_VALID_FLAGS, U32_MAX, U64_MAX
+from pytest_xenkvm.core.errors import KvmError
+from pytest_xenkvm.core.hypercall_page import MsrWrite
+from pytest_xenkvm.core.hypercalls import HypercallRegisters, UnseenMemory
+from pytest_xenkvm.core.machine import XenVm
+from pytest_xenkvm.core.memory import GuestMemory
+from pytest_xenkvm.core.profile import HostLimits, Profile
+from pytest_xenkvm.hosts import attribute_codec as codec
+from pytest_xenkvm.hosts.guest_pointers import GuestPointers
+from pytest_xenkvm.hosts.protocol import CallOutcome, GuestCall, HostError, MsrOutcome
+from pytest_xenkvm.trace.events import VmShape
+
+FIRST_FD: Final = 3
+
+
+@frozen(kw_only=True)
+class EmulatedHost:
+    """Answers like the kernel that `profile` names."""
+
+    profile: Profile
+    limits: HostLimits = Factory(HostLimits)
+
+    @property
+    def name(self) -> str:
+        """For reports."""
+        return f"emulated {self.profile.name}"
+
+    def create_vm(self, shape: VmShape, *, cpu_vendor: str = "amd") -> EmulatedVm:
+        """A VM of that shape, its clock at 0; raises HostError if its memory can't be mapped."""
+        slots = map_slots(shape)
+        return EmulatedVm(create_machine(self.profile, self.limits, shape, slots, cpu_vendor=cpu_vendor))
+
+
+def map_slots(shape: VmShape) -> list[tuple[int, mmap.mmap]]:
+    """Zeroed memory for each slot, with its guest address; raises HostError."""
+    try:
+        return [(slot.gpa, mmap.mmap(-1, slot.size)) for slot in shape.memory]
+    except (OSError, ValueError, OverflowError) as error:
+        total = sum(slot.size for slot in shape.memory)
+        raise HostError(f"can't map {total} bytes of guest memory: {error}") from error
+
+
+def create_machine(
+    profile: Profile,
+    limits: HostLimits,
+    shape: VmShape,
+    slots: Sequence[tuple[int, mmap.mmap]],
+    *,
+    cpu_vendor: str,
+) -> XenVm:
+    """The core of a VM of that shape with its vCPUs."""
+    machine = XenVm.create(
+        profile, GuestMemory(slots), limits=limits, irqchip=shape.irqchip, cpu_vendor=cpu_vendor
+    )
+    for vcpu in shape.vcpus:
+        machine.create_vcpu(vcpu.id)
+    return machine
+
+
+@define(eq=False)
+class EmulatedVm:
+    """A VM on the emulated host; see `HostVm` for what the methods do."""
+
+    machine: XenVm
+    _longmode: dict[int, bool] = field(factory=dict, init=False)
+    """Mode of the forwarded hypercall that each vCPU waits with."""
+
+    def ioctl(self, request: int, argument: int | bytearray, *, vcpu: int | None = None) -> int:
+        """Unknown requests, and those of the other kind of file, are -ENOTTY; short structures -EFAULT."""
+        if isinstance(argument, bytearray) and len(argument) < ioctls.argument_size(request):
+            return -EFAULT
+        handler = _VM_IOCTLS.get(request) if vcpu is None else None
+        vcpu_handler = _VCPU_IOCTLS.get(request) if vcpu is not None else None
+        try:
+            if vcpu_handler is not None and vcpu is not None and isinstance(argument, bytearray):
+                vcpu_handler(self.machine, vcpu, argument)
+                return 0
+            if handler is not None:
+                return handler(self.machine, argument)
+        except KvmError as error:
+            return -error.errno
+        return -ENOTTY
+
+    def read_memory(self, gpa: int, size: int) -> bytes | None:
+        return self.machine.state.memory.read(gpa, size)
+
+    def write_memory(self, gpa: int, data: bytes) -> bool:
+        return self.machine.state.memory.write(gpa, data)
+
+    def gpa_to_hva(self, gpa: int) -> int | None:
+        return self.machine.state.memory.gpa_to_hva(gpa)
+
+    def hva_to_gpa(self, hva: int) -> int | None:
+        return self.machine.state.memory.hva_to_gpa(hva, 1)
+
+    def open_eventfd(self) -> int:
+        fd = FIRST_FD + len(self.machine.state.files)
+        self.machine.open_eventfd(fd)
+        return fd
+
+    def write_eventfd(self, fd: int, value: int) -> int:
+        try:
+            self.machine.eventfd(fd).write(value)
+        except KvmError as error:
+            return -error.errno
+        return 0
+
+    def read_eventfd(self, fd: int) -> int:
+        try:
+            return self.machine.eventfd(fd).drain()
+        except KvmError as error:
+            return -error.errno
+
+    def guest_clock(self, vcpu: int) -> int:  # noqa: ARG002 - all vCPUs share the VM's clock here
+        return self.machine.state.now
+
+    def run(self, vcpu: int) -> None:
+        self.machine.enter(self.machine.state.vcpus[vcpu])
+
+    def hypercall(self, vcpu: int, call: GuestCall) -> CallOutcome:
+        state = self.machine.state.vcpus[vcpu]
+        self.machine.enter(state)
+        registers = HypercallRegisters(call.nr, call.args, call.longmode, call.cpl)
+        pointers = GuestPointers(self.machine.state.memory, call)
+        try:
+            outcome = self.machine.hypercall(state, registers, pointers.read, block_until=call.over_by)
+        except UnseenMemory:
+            return CallOutcome()
+        if isinstance(outcome, int):
+            return CallOutcome(rax=outcome)
+        self._longmode[vcpu] = call.longmode
+        return CallOutcome(exit=outcome)
+
+    def complete(self, vcpu: int, result: int) -> int:
+        self.machine.complete_hypercall(self.machine.state.vcpus[vcpu])
+        return result & (U64_MAX if self._longmode.pop(vcpu) else U32_MAX)
+
+    def wrmsr(self, vcpu: int, msr: int, value: int, *, longmode: bool, compat: bool = False) -> MsrOutcome:  # noqa: ARG002 - EFER.LMA alone decides
+        state = self.machine.state.vcpus[vcpu]
+        self.machine.enter(state)
+        try:
+            outcome = self.machine.wrmsr(state, msr, value, long_mode_active=longmode)
+        except KvmError as error:
+            return MsrOutcome(ok=False, run_ret=-error.errno)
+        return MsrOutcome(ok=outcome is MsrWrite.OK)
+
+    def take_interrupt(self, vcpu: int) -> int | None:
+        return self.machine.take_vector(self.machine.state.vcpus[vcpu])
+
+    def pass_time(self, *, ns: int = 0, until: int = 0) -> None:
+        self.machine.advance(max(self.machine.state.now + ns, until))
+
+
+def _check_extension(machine: XenVm, argument: int | bytearray) -> int:
+    return machine.check_extension(argument) if isinstance(argument, int) else -EINVAL
+
+
+def _with_bytes(handler: Callable[[XenVm, bytearray], None]) -> Callable[[XenVm, int | bytearray], int]:
+    def handle(machine: XenVm, argument: int | bytearray) -> int:
+        if isinstance(argument, int):
+            return -EFAULT
+        handler(machine, argument)
+        return 0
+
+    return handle
+
+
+def _get_attr(machine: XenVm, argument: bytearray) -> None:
+    type_ = codec.attribute_type(argument)
+    codec.store_vm_value(argument, type_, machine.get_attr(type_))
+
+
+def _set_attr(machine: XenVm, argument: bytearray) -> None:
+    type_ = codec.attribute_type(argument)
+    machine.set_attr(type_, codec.load_vm_value(argument, type_))
+
+
+def _get_vcpu_attr(machine: XenVm, vcpu: int, argument: bytearray) -> None:
+    type_ = codec.attribute_type(argument)
+    codec.store_vcpu_value(argument, type_, machine.get_vcpu_attr(machine.state.vcpus[vcpu], type_))
+
+
+def _set_vcpu_attr(machine: XenVm, vcpu: int, argument: bytearray) -> None:
+    type_ = codec.attribute_type(argument)
+    machine.set_vcpu_attr(machine.state.vcpus[vcpu], type_, codec.load_vcpu_value(argument, type_))
+
+
+def _configure(machine: XenVm, argument: bytearray) -> None:
+    machine.configure(codec.load_config(argument))
+
+
+def _evtchn_send(machine: XenVm, argument: bytearray) -> None:
+    port, vcpu_id, priority = ioctls.XEN_EVTCHN.unpack_from(argument)
+    machine.evtchn_send(port=port, vcpu_id=vcpu_id, priority=priority)
+
+
+def _set_gsi_routing(machine: XenVm, argument: bytearray) -> None:
+    machine.set_gsi_routing(codec.load_routes(argument))
+
+
+def _irqfd(machine: XenVm, argument: bytearray) -> None:
+    fd, gsi, flags, _resamplefd = ioctls.IRQFD.unpack_from(argument)
+    machine.set_irqfd(fd=fd, gsi=gsi, flags=flags)
+
+
+def _irq_line(machine: XenVm, argument: bytearray) -> None:
+    gsi, level = ioctls.IRQ_LINE.unpack_from(argument)
+    machine.set_irq_line(gsi=gsi, level=level)
+
+
+def _get_clock(machine: XenVm, argument: bytearray) -> None:
+    """Without flags: neither real time nor a host TSC stands beside the model's clock."""
+    ioctls.CLOCK_DATA.pack_into(argument, 0, machine.state.now, 0, 0, 0)
+
+
+def _set_clock(machine: XenVm, argument: bytearray) -> None:
+    """KVM_CLOCK_REALTIME adds the real time since the reading, and none passes here."""
+    clock, flags, _realtime, _host_tsc = ioctls.CLOCK_DATA.unpack_from(argument)
+    if flags & ~KVM_CLOCK_VALID_FLAGS:
+        raise KvmError(EINVAL)
+    machine.set_clock(clock)
+
+
+_VM_IOCTLS: Final[dict[int, Callable[[XenVm, int | bytearray], int]]] = {
+    ioctls.KVM_CHECK_EXTENSION: _check_extension,
+    ioctls.KVM_GET_CLOCK: _with_bytes(_get_clock),
+    ioctls.KVM_SET_CLOCK: _with_bytes(_set_clock),
+    ioctls.KVM_XEN_HVM_CONFIG: _with_bytes(_configure),
+    ioctls.KVM_XEN_HVM_GET_ATTR: _with_bytes(_get_attr),
+    ioctls.KVM_XEN_HVM_SET_ATTR: _with_bytes(_set_attr),
+    ioctls.KVM_XEN_HVM_EVTCHN_SEND: _with_bytes(_evtchn_send),
+    ioctls.KVM_SET_GSI_ROUTING: _with_bytes(_set_gsi_routing),
+    ioctls.KVM_IRQFD: _with_bytes(_irqfd),
+    ioctls.KVM_IRQ_LINE: _with_bytes(_irq_line),
+}
+
+_VCPU_IOCTLS: Final[dict[int, Callable[[XenVm, int, bytearray], None]]] = {
+    ioctls.KVM_XEN_VCPU_GET_ATTR: _get_vcpu_attr,
+    ioctls.KVM_XEN_VCPU_SET_ATTR: _set_vcpu_attr,
+}

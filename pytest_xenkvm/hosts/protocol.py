@@ -1,0 +1,115 @@
+"""What plays the kernel: one small protocol, shaped like KVM's own ioctls.
+
+The emulated core and a real `/dev/kvm` are driven through it by the same code. Structures travel as the
+bytes of the UAPI (`pytest_xenkvm.abi.ioctls`), results as 0, a positive value, or -errno.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from attrs import frozen
+
+from pytest_xenkvm.core.machine import XenExit
+from pytest_xenkvm.trace.events import Behind, VmShape
+
+
+@frozen(kw_only=True)
+class GuestCall:
+    """A hypercall that the guest shall make.
+
+    `behind`: what the guest's memory holds behind pointer arguments, where the page tables are unknown.
+    `unseen_memory`: memory that neither `behind` nor the VM holds was not seen, rather than missing.
+    """
+
+    nr: int
+    args: tuple[int, int, int, int, int, int]
+    longmode: bool
+    cpl: int
+    compat: bool = False
+    via_page: bool = False
+    behind: Sequence[Behind] = ()
+    unseen_memory: bool = False
+    over_by: int | None = None
+    """When the recorded call had returned (ns of the VM's clock); it blocked no longer than that."""
+
+
+@frozen(kw_only=True)
+class CallOutcome:
+    """What became of a hypercall: handled (`rax`), forwarded (`exit`), or, with neither, unknowable."""
+
+    rax: int | None = None
+    exit: XenExit | None = None
+
+
+@frozen(kw_only=True)
+class MsrOutcome:
+    """What became of a WRMSR: `ok` False is #GP; `run_ret`: KVM_RUN failed with that -errno."""
+
+    ok: bool
+    run_ret: int | None = None
+
+
+class HostVm(Protocol):
+    """A virtual machine on a host. `vcpu` arguments are indices in the order of creation."""
+
+    def ioctl(self, request: int, argument: int | bytearray, *, vcpu: int | None = None) -> int:
+        """Make an ioctl on the VM, or on a vCPU; an outgoing structure is stored into `argument`."""
+
+    def read_memory(self, gpa: int, size: int) -> bytes | None:
+        """Guest memory at [gpa, gpa + size); None where there is none."""
+
+    def write_memory(self, gpa: int, data: bytes) -> bool:
+        """Store to guest memory; False where there is none."""
+
+    def gpa_to_hva(self, gpa: int) -> int | None:
+        """The host address that backs a guest address."""
+
+    def hva_to_gpa(self, hva: int) -> int | None:
+        """The guest address that a host address backs."""
+
+    def open_eventfd(self) -> int:
+        """Create an eventfd; its number."""
+
+    def write_eventfd(self, fd: int, value: int) -> int:
+        """Add to an eventfd; 0 or -errno."""
+
+    def read_eventfd(self, fd: int) -> int:
+        """Drain an eventfd; 0 if there was nothing."""
+
+    def guest_clock(self, vcpu: int) -> int:
+        """The guest's Xen clock now (ns)."""
+
+    def run(self, vcpu: int) -> None:
+        """Let the vCPU enter the guest once, without a hypercall."""
+
+    def hypercall(self, vcpu: int, call: GuestCall) -> CallOutcome:
+        """Let the guest make a hypercall. A forwarded one waits for `complete`."""
+
+    def complete(self, vcpu: int, result: int) -> int:
+        """Answer the forwarded hypercall with `result` (u64); the guest's RAX (EAX in 32-bit mode) then."""
+
+    def wrmsr(self, vcpu: int, msr: int, value: int, *, longmode: bool, compat: bool = False) -> MsrOutcome:
+        """Let the guest write an MSR from 64-bit (or, `compat`, 32-bit) code with EFER.LMA = `longmode`."""
+
+    def take_interrupt(self, vcpu: int) -> int | None:
+        """The vector that the guest takes now, with interrupts enabled; None if there is none."""
+
+    def pass_time(self, *, ns: int = 0, until: int = 0) -> None:
+        """Let at least `ns` pass, and the VM's clock reach `until` (ns since creation)."""
+
+
+class Host(Protocol):
+    """Something that creates VMs."""
+
+    @property
+    def name(self) -> str:
+        """For reports: "emulated linux-7.3", "kvm"."""
+
+    def create_vm(self, shape: VmShape, *, cpu_vendor: str) -> HostVm:
+        """KVM_CREATE_VM, memory, irqchip and vCPUs; raises HostError if it can't be had."""
+
+
+class HostError(Exception):
+    """The host can't do what it is asked; `str()` is one sentence for the user."""
