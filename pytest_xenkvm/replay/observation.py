@@ -1,0 +1,63 @@
+"""What a replay yields: one observation an event, with the differences from what was recorded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import frozen
+
+from pytest_xenkvm.trace.events import Event
+
+HEADER_LINES = 1
+
+
+@frozen
+class Place:
+    """An event of the trace. `index` counts from 0; `line` is its line in the JSON Lines form."""
+
+    index: int
+    after: bool = False
+    """Not the event itself but what came after it: the migration that ends a replay."""
+
+    @property
+    def line(self) -> int:
+        """Line 1 is the header, so event N is on line N + 2."""
+        return self.index + HEADER_LINES + 1
+
+
+@frozen(kw_only=True)
+class Divergence:
+    """A recorded outcome that this host doesn't show.
+
+    `kind` names the outcome (ret, out, handled, exit, rax, mem, ok, irq, eventfd_read, run_ret, sum_ok);
+    `expected` is what was recorded and `observed` what happened, as the trace would write them.
+    """
+
+    place: Place
+    kind: str
+    expected: Any
+    observed: Any
+    recorded: Event
+    """The event as recorded."""
+    happened: Event
+    """The event as it happened."""
+    preceding: tuple[tuple[Place, Event], ...] = ()
+    """The nearest earlier events of the same vCPU, oldest first."""
+
+
+@frozen(kw_only=True)
+class Observation:
+    """One event and what the host and the VMM did about it.
+
+    `event` holds the outcomes of this replay; where the recording differs, `divergences` say so. In a VMM
+    replay the ioctls of the VMM under test are observations too (`by_vmm`), at the place of the event that
+    they were made for. `unjudged` names outcomes that the recording could not see. `answer` is what the VMM
+    answered a forwarded hypercall, as u64 (0 where the recording could not see it); None for all else.
+    """
+
+    place: Place
+    event: Event
+    divergences: tuple[Divergence, ...] = ()
+    unjudged: tuple[str, ...] = ()
+    by_vmm: bool = False
+    answer: int | None = None

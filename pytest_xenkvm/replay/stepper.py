@@ -1,0 +1,175 @@
+"""Doing one event again on a host: the event as it happens there.
+
+The same steps serve the kernel replay, which takes the VMM's side from the trace, and the VMM replay, where
+a behaviour answers. Outcomes in the events that come back are those of the host; comparing them with the
+recording is `compare`'s business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+from attrs import Factory, define, evolve
+
+from pytest_xenkvm.core.machine import XenExit
+from pytest_xenkvm.hosts.protocol import GuestCall, HostVm
+from pytest_xenkvm.replay.ioctl_bytes import Names, pack, unpack
+from pytest_xenkvm.trace.events import (
+    Behind,
+    Eventfd,
+    EventfdRead,
+    EventfdWrite,
+    Header,
+    Hypercall,
+    HypercallExit,
+    Ioctl,
+    Irq,
+    Mem,
+    NowPlus,
+    VcpuRun,
+    Wait,
+    Wrmsr,
+)
+
+Answer = Callable[[Hypercall, XenExit], int]
+"""Answers a forwarded hypercall: the guest's new RAX as u64."""
+
+_CLOCK_SIZE = 8
+_SixArgs = tuple[int, int, int, int, int, int]
+
+
+@define
+class Stepper:
+    """Does events again on one VM."""
+
+    vm: HostVm
+    header: Header
+    names: Names = Factory(lambda self: Names(self.vm), takes_self=True)
+
+    @property
+    def memory_unseen(self) -> bool:
+        """The recorder didn't see guest memory: absent bytes are unknown, not missing."""
+        return "mem" in self.header.unseen
+
+    def ioctl(self, event: Ioctl) -> Ioctl:
+        """Make the ioctl."""
+        request, argument = pack(event, self.names)
+        ret = self.vm.ioctl(request, argument, vcpu=event.vcpu)
+        reads = event.name.endswith("_GET_ATTR")
+        out = unpack(event.name, argument, self.names) if reads and ret >= 0 else None
+        if ret == event.ret and out == event.out:
+            return event
+        return evolve(event, ret=ret, out=out)
+
+    def eventfd(self, event: Eventfd) -> Eventfd:
+        """Create an eventfd under the trace's number."""
+        self.names.fds[event.fd] = self.vm.open_eventfd()
+        return event
+
+    def eventfd_read(self, event: EventfdRead) -> EventfdRead:
+        """Drain an eventfd."""
+        value = self.vm.read_eventfd(self.names.fd(event.fd))
+        return event if value == event.value else evolve(event, value=value)
+
+    def eventfd_write(self, event: EventfdWrite) -> EventfdWrite:
+        """Add to an eventfd. What doesn't fit changes nothing, as for a non-blocking writer."""
+        self.vm.write_eventfd(self.names.fd(event.fd), event.value)
+        return event
+
+    def mem(self, event: Mem) -> Mem:
+        """Store to, or look at, guest memory; bytes where there is no memory read as none at all."""
+        if event.op == "write":
+            data = bytearray(event.data)
+            for offset, delta in event.now_plus_at:
+                clock = self.names.now_plus(delta, 0).to_bytes(_CLOCK_SIZE, "little")
+                data[offset : offset + _CLOCK_SIZE] = clock
+            self.vm.write_memory(event.gpa, bytes(data))
+            return event
+        found = self.vm.read_memory(event.gpa, len(event.data))
+        return event if found == event.data else evolve(event, data=found or b"")
+
+    def hypercall(self, event: Hypercall, answer: Answer) -> Hypercall | None:
+        """Let the guest make the hypercall; None if it depends on memory that nobody saw."""
+        call = self._guest_call(event)
+        outcome = self.vm.hypercall(event.vcpu, call)
+        if outcome.exit is not None:
+            exit_ = HypercallExit(
+                type=outcome.exit.type,
+                longmode=outcome.exit.longmode,
+                cpl=outcome.exit.cpl,
+                input=outcome.exit.input,
+                params=self._recorded_spelling(event, outcome.exit.params),
+            )
+            rax = self.vm.complete(event.vcpu, answer(event, outcome.exit))
+            return _evolve_call(event, "userspace", exit_, rax)
+        if outcome.rax is None:
+            return None
+        return _evolve_call(event, "kernel", None, outcome.rax)
+
+    def wrmsr(self, event: Wrmsr) -> Wrmsr:
+        """Let the guest write the MSR."""
+        outcome = self.vm.wrmsr(
+            event.vcpu, event.msr, event.value, longmode=event.longmode, compat=event.compat
+        )
+        if (outcome.ok, outcome.run_ret) == (event.ok, event.run_ret):
+            return event
+        return evolve(event, ok=outcome.ok, run_ret=outcome.run_ret)
+
+    def wait(self, event: Wait, vcpus: int) -> Wait:
+        """Let time pass, then let each of `vcpus` vCPUs enter the guest."""
+        self.vm.pass_time(ns=event.ns, until=event.ts or 0)
+        for vcpu in range(vcpus):
+            self.vm.run(vcpu)
+        return event
+
+    def vcpu_run(self, event: VcpuRun) -> VcpuRun:
+        """Let the vCPU enter the guest."""
+        self.vm.run(event.vcpu)
+        return event
+
+    def irq(self, event: Irq) -> Irq | None:
+        """Let the guest take an interrupt; None if none is pending."""
+        vector = self.vm.take_interrupt(event.vcpu)
+        if vector is None:
+            return None
+        return event if vector == event.vector else evolve(event, vector=vector)
+
+    def _guest_call(self, event: Hypercall) -> GuestCall:
+        nr, args = event.nr, tuple(self._number(arg, event.vcpu) for arg in event.args)
+        if event.raw is not None:
+            nr, args = event.raw["nr"], tuple(event.raw["args"])
+        return GuestCall(
+            nr=nr,
+            args=cast("_SixArgs", args),
+            longmode=event.longmode,
+            cpl=event.cpl,
+            compat=event.compat,
+            via_page=event.via is not None,
+            behind=tuple(self._with_clock(item, event.vcpu) for item in event.behind or ()),
+            unseen_memory=self.memory_unseen,
+            over_by=event.ts,
+        )
+
+    def _number(self, value: int | NowPlus, vcpu: int) -> int:
+        return self.names.now_plus(value.delta, vcpu) if isinstance(value, NowPlus) else value
+
+    def _with_clock(self, item: Behind, vcpu: int) -> Behind:
+        data = bytearray(item.data)
+        for offset, delta in item.now_plus_at:
+            clock = self.names.now_plus(delta, vcpu).to_bytes(_CLOCK_SIZE, "little")
+            data[offset : offset + _CLOCK_SIZE] = clock
+        return evolve(item, data=bytes(data), now_plus_at=())
+
+    def _recorded_spelling(self, event: Hypercall, params: tuple[int, ...]) -> tuple[int | NowPlus, ...]:
+        """Parameters as the trace spells them: relative to the clock where the argument was."""
+        return tuple(
+            arg if isinstance(arg, NowPlus) and self._number(arg, event.vcpu) == value else value
+            for arg, value in zip(event.args, params, strict=True)
+        )
+
+
+def _evolve_call(event: Hypercall, handled: str, exit_: HypercallExit | None, rax: int) -> Hypercall:
+    if (event.handled, event.exit, event.rax) == (handled, exit_, rax):
+        return event
+    return evolve(event, handled=handled, exit=exit_, rax=rax)
