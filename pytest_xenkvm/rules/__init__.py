@@ -1,0 +1,1 @@
+"""Floor 5: conformance rules that judge observations. May import replay and below."""

@@ -1,0 +1,223 @@
+"""What a conformance rule is, and what a verdict is.
+
+A rule judges the observations of one replay. It is *held* or *violated* only if something in the replay
+exercised it; otherwise its verdict is *not exercised*, which is never a pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+
+from attrs import Factory, define, field, frozen
+
+from pytest_xenkvm.core.profile import LINUX_7_3, Profile
+from pytest_xenkvm.replay.migration import Migration
+from pytest_xenkvm.replay.observation import Observation, Place
+from pytest_xenkvm.rules.tracking import Setup
+from pytest_xenkvm.trace.events import Event, Header, Ioctl
+
+MAX_FINDINGS = 100
+"""Findings that a verdict keeps; the rest is counted."""
+
+
+Seen = type[Event] | type[Migration]
+"""What a rule can ask to be shown: kinds of event, and the migration that ends the replay."""
+
+
+class Level(Enum):
+    """How binding a rule is."""
+
+    MUST = "MUST"
+    SHOULD = "SHOULD"
+
+
+class Judged(Enum):
+    """Whom a rule judges: the kernel that hosts the VM, or the VMM."""
+
+    HOST = "host"
+    VMM = "vmm"
+
+
+class State(Enum):
+    """How a rule came out."""
+
+    HELD = "held"
+    VIOLATED = "violated"
+    NOT_EXERCISED = "not-exercised"
+
+
+@frozen(kw_only=True)
+class Context:
+    """What a rule may know of the replay besides the observation that it is shown."""
+
+    header: Header
+    max_vcpus: int
+    """KVM_MAX_VCPUS of the replay's host."""
+    vmm_under_test: bool
+    """A VMM behaviour took part; otherwise the VMM is the recording's."""
+    older_kernel: str = ""
+    """The profile that the host emulates, if its ABI is not the one that rules demand."""
+    setup: Setup = Factory(Setup)
+    """What the VMM has set up before the observation under judgement; `Judge` keeps it up to date."""
+
+    @property
+    def abi(self) -> Profile:
+        """The ABI that rules demand, whatever the host is like."""
+        return LINUX_7_3
+
+    @property
+    def vmm_is_a_probe(self) -> bool:
+        """The recording's VMM tries out the kernel on purpose; VMM rules don't apply to it."""
+        return not self.vmm_under_test and self.header.recorder in PROBES
+
+    def inapplicable(self, rule: Rule) -> str:
+        """Why a rule doesn't apply to this replay; empty if it does."""
+        if rule.judges is Judged.VMM and self.vmm_is_a_probe:
+            return "judges the VMM, and this trace's VMM is a test program"
+        if rule.judges is Judged.HOST and self.vmm_under_test and self.older_kernel:
+            return f"judges the kernel, and {self.older_kernel} is emulated here as it is known to be"
+        return ""
+
+
+PROBES = frozenset({"kvm-oracle", "replay"})
+"""Recorders whose VMM is a test program."""
+
+
+@frozen(kw_only=True)
+class Finding:
+    """An observation that violates a rule. `message`: what was demanded, what happened, what to do."""
+
+    place: Place
+    event: Event
+    message: str
+
+
+@define
+class Checker:
+    """Judges one replay against one rule; derive and implement `observe` or `observe_migration`.
+
+    Call `hold` when an observation exercised the rule and is fine, `violate` when it is not.
+    """
+
+    context: Context
+    exercised: int = field(default=0, init=False)
+    findings: list[Finding] = field(factory=list, init=False)
+    violations: int = field(default=0, init=False)
+
+    def observe(self, observation: Observation) -> None:
+        """Look at one observation."""
+        raise NotImplementedError
+
+    def observe_migration(self, migration: Migration) -> None:
+        """Look at the migration of the replay's VM after the last event."""
+        raise NotImplementedError
+
+    def hold(self) -> None:
+        """The rule was exercised and held here."""
+        self.exercised += 1
+
+    def violate(self, observation: Observation, message: str) -> None:
+        """The rule was exercised and violated here."""
+        self.exercised += 1
+        self.violations += 1
+        if len(self.findings) < MAX_FINDINGS:
+            self.findings.append(Finding(place=observation.place, event=observation.event, message=message))
+
+
+@frozen(kw_only=True)
+class Rule:
+    """A conformance rule.
+
+    `id`: stable, "family.what-it-demands". `title`: one sentence that states the demand. `citation`: kernel
+    function, commit and version, or the section of a specification. `explanation`: why, for people who see
+    it fail. `advice`: what to do then. `sees`: what `checker` wants to observe.
+    `exercised_by`: what must happen for a verdict, as a noun phrase.
+    """
+
+    id: str
+    title: str
+    level: Level
+    judges: Judged
+    citation: str
+    explanation: str
+    advice: str
+    checker: Callable[[Context], Checker]
+    sees: tuple[Seen, ...]
+    exercised_by: str = ""
+
+
+@frozen(kw_only=True)
+class Verdict:
+    """How a rule came out for one replay."""
+
+    rule: Rule
+    state: State
+    exercised: int = 0
+    """Observations that the rule was judged by."""
+    violations: int = 0
+    findings: tuple[Finding, ...] = ()
+    """The first violations."""
+    reason: str = ""
+    """Why it was not exercised."""
+
+
+@define
+class Judge:
+    """Feeds observations to rules and collects the verdicts."""
+
+    rules: tuple[Rule, ...]
+    context: Context
+    _checkers: dict[str, Checker] = field(init=False)
+    _watchers: dict[Seen, list[Checker]] = Factory(dict)
+
+    def __attrs_post_init__(self) -> None:
+        applicable = [rule for rule in self.rules if not self.context.inapplicable(rule)]
+        self._checkers = {rule.id: rule.checker(self.context) for rule in applicable}
+        for rule in self.rules:
+            for kind in rule.sees if rule.id in self._checkers else ():
+                self._watchers.setdefault(kind, []).append(self._checkers[rule.id])
+
+    @property
+    def sees_migrations(self) -> bool:
+        """Whether any rule wants the VM to be migrated."""
+        return Migration in self._watchers
+
+    def observe(self, observation: Observation) -> None:
+        """Show an observation to the rules that want its kind of event.
+
+        Inferred events are shown to none: nothing is judged by what nobody saw. What they set up counts.
+        """
+        event = observation.event
+        if not event.inferred:
+            for checker in self._watchers.get(type(event), ()):
+                checker.observe(observation)
+        if isinstance(event, Ioctl):
+            self.context.setup.learn(event)
+
+    def observe_migration(self, migration: Migration) -> None:
+        """Show the migration that ends the replay to the rules that want it."""
+        for checker in self._watchers.get(Migration, ()):
+            checker.observe_migration(migration)
+
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """The verdicts, in the order of the rules."""
+        return tuple(self._verdict(rule) for rule in self.rules)
+
+    def _verdict(self, rule: Rule) -> Verdict:
+        checker = self._checkers.get(rule.id)
+        if checker is None:
+            reason = self.context.inapplicable(rule)
+            return Verdict(rule=rule, state=State.NOT_EXERCISED, reason=reason)
+        if not checker.exercised:
+            reason = "nothing in the trace exercises it"
+            if rule.exercised_by:
+                reason += f"; that takes {rule.exercised_by}"
+            return Verdict(rule=rule, state=State.NOT_EXERCISED, reason=reason)
+        return Verdict(
+            rule=rule,
+            state=State.VIOLATED if checker.violations else State.HELD,
+            exercised=checker.exercised,
+            violations=checker.violations,
+            findings=tuple(checker.findings),
+        )
