@@ -1,0 +1,1 @@
+"""Floor 7: the command xenkvm. May import rules, report and below, not plugin."""

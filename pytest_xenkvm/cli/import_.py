@@ -1,0 +1,152 @@
+"""`xenkvm import`: a recording of a real guest becomes a trace."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+from attrs import evolve
+
+from pytest_xenkvm.abi.numbers import KVM_MAX_VCPUS_ALLOWED, PAGE_SIZE
+from pytest_xenkvm.cli.errors import UserError
+from pytest_xenkvm.trace.decode_values import text
+from pytest_xenkvm.trace.events import IRQCHIPS, VENDORS
+from pytest_xenkvm.trace.files import write_trace
+from pytest_xenkvm.trace.header import MAX_MEMORY
+from pytest_xenkvm.trace.importers import (
+    DETECT_LINES,
+    IMPORTERS,
+    Given,
+    Imported,
+    detect,
+    open_text,
+    with_answers,
+)
+
+_UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_OUTPUTS: Final = (".xkt", ".jsonl", ".jsonl.gz")
+_PROGRESS_STEP: Final = 10_000
+"""Lines, or events, between two signs of life."""
+
+T = TypeVar("T")
+
+_SOURCES: Final = "\n".join(f"  {name:16}{known.description}" for name, known in IMPORTERS.items())
+_EPILOG: Final = f"""\b
+Recordings (--from):
+{_SOURCES}
+
+\b
+Examples:
+  xenkvm import ftrace.txt.gz                              ftrace.xkt, beside the recording
+  xenkvm import qemu.log -o boot.jsonl --kernel 6.12.117   JSON Lines, to read or to edit
+  xenkvm import ftrace.txt --irqchip split --memory 192M   what the recording doesn't show
+  xenkvm import ftrace.txt --answers qemu.log              and what QEMU answered in that run
+
+The report on stderr says what became of every line, and what the trace holds without having been seen.
+"""
+
+
+def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Bytes from `4096`, `192M` or `0x1000`."""
+    del ctx, param
+    if value is None:
+        return None
+    spelt = value.strip().lower().removesuffix("ib").removesuffix("b") if "0x" not in value else value
+    digits = spelt.rstrip("kmgt")
+    try:
+        size = int(digits, 0) * _UNITS[spelt[len(digits) :]]
+    except (KeyError, ValueError):
+        size = 0
+    if size % PAGE_SIZE or not 0 < size <= MAX_MEMORY:
+        message = f"{value!r} is no size of guest memory: expected whole pages up to 1 TiB, like 192M"
+        raise click.BadParameter(message)
+    return size
+
+
+@click.command("import", epilog=_EPILOG)
+@click.argument("recording", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="TRACE",
+    help="Where to: .xkt, or .jsonl for JSON Lines. Default: RECORDING's name with .xkt.",
+)
+@click.option(
+    "--from",
+    "source",
+    type=click.Choice(sorted(IMPORTERS)),
+    help="What wrote the recording. Default: found out from its content.",
+)
+@click.option("--kernel", metavar="RELEASE", help="The recorded host's kernel, as its `uname -r` says.")
+@click.option(
+    "--max-vcpus",
+    type=click.IntRange(1, KVM_MAX_VCPUS_ALLOWED[-1]),
+    metavar="N",
+    help="The recorded host's KVM_MAX_VCPUS.",
+)
+@click.option("--memory", callback=_size, metavar="SIZE", help="The guest's memory, like 192M.")
+@click.option("--cpu-vendor", type=click.Choice(VENDORS), help="The recorded host's CPU.")
+@click.option("--irqchip", type=click.Choice(IRQCHIPS), help="Where the VM's interrupt controllers were.")
+@click.option(
+    "--answers",
+    type=click.Path(path_type=Path),
+    metavar="LOG",
+    help="QEMU's log of the same run: what it answered to forwarded hypercalls, which ftrace doesn't see.",
+)
+@click.option("--notes", default="", metavar="TEXT", help="Free text for the trace's header, put first.")
+@click.option("--force", is_flag=True, help="Replace TRACE if it exists.")
+def import_(  # noqa: PLR0913 - an argument an option
+    recording: Path,
+    output: Path | None,
+    source: str | None,
+    *,
+    answers: Path | None,
+    notes: str,
+    force: bool,
+    **given: Any,
+) -> None:
+    """Turn RECORDING (text, or text compressed with gzip) into a trace that can be shown and replayed."""
+    target = output or _default_output(recording)
+    _check_output(target, force=force)
+    path = str(recording)
+    source = source or detect(islice(open_text(recording), DETECT_LINES), path=path)
+    lines = _watched(open_text(recording), "lines read")
+    imported = IMPORTERS[source].run(lines, path=path, given=Given(**given))
+    if answers is not None:
+        imported = with_answers(imported, _answers(answers), path=str(answers))
+    header = evolve(imported.header, notes="; ".join(filter(None, (notes, imported.header.notes))))
+    write_trace(target, header, _watched(imported.events, "events written"))
+    click.echo(str(imported.report), err=True)
+    click.echo(f"from {source}, wrote {text(str(target), 1000)}: {len(imported.events):,} events", err=True)
+
+
+def _answers(log: Path) -> Imported:
+    return IMPORTERS["qemu-log"].run(open_text(log), path=str(log), given=Given())
+
+
+def _default_output(recording: Path) -> Path:
+    name = recording.name.removesuffix(".gz")
+    return recording.with_name(name).with_suffix(".xkt")
+
+
+def _check_output(target: Path, *, force: bool) -> None:
+    if not target.name.endswith(_OUTPUTS):
+        raise UserError(f"{target}: a trace's name ends in .xkt, .jsonl or .jsonl.gz")
+    if target.exists() and not force:
+        raise UserError(f"{target}: exists already; --force replaces it, -o names another file")
+
+
+def _watched(items: Iterable[T], what: str) -> Iterator[T]:
+    """Hand `items` through, and show on a terminal how many there have been."""
+    watched = sys.stderr.isatty()
+    for count, item in enumerate(items, 1):
+        if watched and count % _PROGRESS_STEP == 0:
+            click.echo(f"\r{count:,} {what}", nl=False, err=True)
+        yield item
+    if watched:
+        click.echo("\r\x1b[K", nl=False, err=True)

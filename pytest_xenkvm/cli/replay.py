@@ -1,0 +1,139 @@
+"""`xenkvm replay`: do a trace again on an emulated kernel, compare what was recorded, judge the rules."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import click
+
+from pytest_xenkvm.cli.errors import UserError
+from pytest_xenkvm.core.profile import PROFILES
+from pytest_xenkvm.hosts.protocol import HostError
+from pytest_xenkvm.replay.errors import ReplayError
+from pytest_xenkvm.replay.observation import Observation
+from pytest_xenkvm.report.json_result import result_json
+from pytest_xenkvm.report.text import Role, divergences_lines, verdict_line, verdict_lines
+from pytest_xenkvm.rules.model import State
+from pytest_xenkvm.rules.registry import RuleError, all_rules, select_rules
+from pytest_xenkvm.rules.run import AUTO, ReplayOptions, ReplayResult, run_trace
+from pytest_xenkvm.trace.files import open_trace
+from pytest_xenkvm.vmm.load import BehaviourError, load_behaviour
+
+FAILED_EXIT: Final = 1
+"""The replay diverged, or a rule was violated."""
+
+_PROGRESS_STEP: Final = 20_000
+_SHOWN: Final = 3
+"""Divergences, and findings of a rule, that are printed without -v."""
+_COLOURS: Final[dict[Role, str]] = {"good": "green", "bad": "red", "note": "yellow"}
+
+_EPILOG: Final = """\b
+Examples:
+  xenkvm replay @linux-boot                        a bundled recording of a real guest
+  xenkvm replay boot.xkt --profile linux-7.3       what the new ABI makes of an old recording
+  xenkvm replay boot.xkt --rules 'vcpu-id.*'       judge these rules only
+  xenkvm replay boot.xkt --until 120               stop before event 120
+  xenkvm replay boot.xkt --vmm my_vmm:MyVmm        the guest's side only; your VMM does the rest
+  xenkvm replay boot.xkt --json | jq .verdicts     for programs
+
+Exit codes: 0 all well, 1 a divergence or a violated rule, 2 unusable input (the reason is on stderr).
+"""
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("trace")
+@click.option(
+    "--profile",
+    type=click.Choice([AUTO, *PROFILES]),
+    default=AUTO,
+    show_default=True,
+    help="The kernel to answer like; auto: the one that the trace was recorded on.",
+)
+@click.option(
+    "--rules", "selection", metavar="SELECTION", help='Rule ids or patterns, comma-separated; "!" excludes.'
+)
+@click.option("--vmm", metavar="MODULE:CLASS", help="A VMM behaviour, which then configures and answers.")
+@click.option("--until", type=click.IntRange(0), metavar="N", help="Stop before event N.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("-v", "--verbose", is_flag=True, help="Print all divergences and findings, and all rules.")
+@click.pass_context
+def replay(  # noqa: PLR0913 - an argument an option
+    ctx: click.Context,
+    *,
+    trace: str,
+    profile: str,
+    selection: str | None,
+    vmm: str | None,
+    until: int | None,
+    as_json: bool,
+    verbose: bool,
+) -> None:
+    """Replay TRACE (.xkt, .jsonl, or @NAME for one that comes with xenkvm) and judge what happened."""
+    try:
+        opened = open_trace(trace)
+        rules = select_rules(all_rules(), selection)
+        behaviour = None if vmm is None else load_behaviour(vmm)
+        options = ReplayOptions(profile=profile, behaviour=behaviour, until=until)
+        result = run_trace(opened, rules, options, _progress())
+    except (ReplayError, HostError, RuleError, BehaviourError) as error:
+        raise UserError(f"{trace}: {error}") from error
+    if as_json:
+        click.echo(json.dumps(result_json(result)))
+    else:
+        for line in _lines(result, _rerun(trace, profile, result), verbose=verbose):
+            click.echo(line)
+    if not result.ok:
+        ctx.exit(FAILED_EXIT)
+
+
+def _lines(result: ReplayResult, rerun: str | None, *, verbose: bool) -> Iterator[str]:
+    limit = sys.maxsize if verbose else _SHOWN
+    how = f"VMM {result.vmm}" if result.vmm else "recorded VMM"
+    yield f"{result.trace}: {result.events:,} events, {result.hypercalls:,} hypercalls, {how}"
+    yield from divergences_lines(result, _style, limit)
+    if rerun:
+        yield f"rerun up to the first: {rerun}"
+    if result.unjudged or result.inferred:
+        yield (
+            f"not judged: {result.unjudged:,} outcomes that the recording could not see; "
+            f"{result.inferred:,} events inferred from outcomes"
+        )
+    for verdict in result.verdicts:
+        if verdict.state is State.VIOLATED:
+            yield from verdict_lines(verdict, _style, limit)
+        elif verbose or verdict.state is State.HELD:
+            yield verdict_line(verdict, _style)
+    states = Counter(verdict.state for verdict in result.verdicts)
+    yield "rules: " + ", ".join(f"{states[state]} {state.value.replace('-', ' ')}" for state in State)
+
+
+def _rerun(trace: str, profile: str, result: ReplayResult) -> str | None:
+    """The command that stops right behind the first divergence."""
+    if not result.divergences:
+        return None
+    options = "" if profile == AUTO else f" --profile {profile}"
+    return f"xenkvm replay {shlex.quote(trace)}{options} --until {result.divergences[0].place.index + 1}"
+
+
+def _style(piece: str, role: Role) -> str:
+    return click.style(piece, fg=_COLOURS.get(role), dim=role == "dim")
+
+
+def _progress() -> Callable[[Observation], None] | None:
+    """On a terminal: a sign of life now and then."""
+    if not sys.stderr.isatty():
+        return None
+    done = 0
+
+    def show(_observation: Observation) -> None:
+        nonlocal done
+        done += 1
+        if done % _PROGRESS_STEP == 0:
+            click.echo(f"\r{done:,} events replayed", nl=False, err=True)
+
+    return show
