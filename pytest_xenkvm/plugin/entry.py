@@ -1,0 +1,155 @@
+"""What pytest loads: options, hooks and fixtures; the work is done elsewhere and imported when needed.
+
+pytest imports this module in every run, also where nobody uses it, so that it imports nothing but pytest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from pytest_xenkvm.plugin import hookspecs
+from pytest_xenkvm.plugin.fixtures import xenkvm_host, xenkvm_replay, xenkvm_trace, xenkvm_vmm
+
+if TYPE_CHECKING:
+    from pytest_xenkvm.plugin.collect import TraceFile
+
+__all__ = ["xenkvm_host", "xenkvm_replay", "xenkvm_trace", "xenkvm_vmm"]
+
+_USED: Final = pytest.StashKey[bool]()
+
+_FOUND_IN_FOLDERS: Final = ".xkt"
+_NAMED_ONLY: Final = (".jsonl", ".jsonl.gz")
+
+_MARKERS: Final = (
+    "xenkvm(rule, family, level): on every item of a trace; the arguments on those that judge a rule.",
+    "xenkvm_traces(*specs): run the test once for each trace: a file, folder or glob pattern, or @NAME.",
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options and their ini counterparts."""
+    group = parser.getgroup("xenkvm", "KVM/Xen hypercall traces")
+    group.addoption(
+        "--xenkvm-trace",
+        metavar="TRACE",
+        action="append",
+        default=[],
+        help="replay and judge a trace: a file, folder, glob pattern or @NAME, bundled (repeatable)",
+    )
+    group.addoption(
+        "--xenkvm-profile",
+        metavar="NAME",
+        help="kernel to replay on, such as linux-7.3; auto (the default): the one that recorded the trace",
+    )
+    group.addoption(
+        "--xenkvm-rules",
+        metavar="SELECTION",
+        help="ids, families or patterns of the rules to judge by, comma-separated; !NAME excludes",
+    )
+    group.addoption("--xenkvm-vmm", metavar="MODULE:CLASS", help="VMM behaviour to replay all traces with")
+    group.addoption(
+        "--xenkvm-strict", action="store_true", help="fail for violated SHOULD rules too, instead of xfail"
+    )
+    parser.addini("xenkvm_traces", "traces to replay, one a line, as for --xenkvm-trace", "linelist")
+    parser.addini("xenkvm_profile", "as --xenkvm-profile", default="auto")
+    parser.addini("xenkvm_rules", "as --xenkvm-rules", default="")
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Add the hooks of `hookspecs`."""
+    pluginmanager.add_hookspecs(hookspecs)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the markers, and check what the options ask for."""
+    for marker in _MARKERS:
+        config.addinivalue_line("markers", marker)
+    config.stash[_USED] = _is_used(config)
+    if config.stash[_USED]:
+        from pytest_xenkvm.plugin.session import resolve  # noqa: PLC0415
+
+        resolve(config)
+
+
+def _is_used(config: pytest.Config) -> bool:
+    """Whether the command line or the ini file says anything about traces."""
+    option = config.option
+    if option.help or option.version:
+        return False
+    return bool(
+        option.xenkvm_trace
+        or option.xenkvm_profile
+        or option.xenkvm_rules
+        or option.xenkvm_vmm
+        or config.getini("xenkvm_traces")
+        or config.getini("xenkvm_profile") != "auto"
+        or config.getini("xenkvm_rules")
+        or any(_is_trace(argument.partition("::")[0]) for argument in config.args)
+    )
+
+
+def _is_trace(name: str) -> bool:
+    return name.endswith((_FOUND_IN_FOLDERS, *_NAMED_ONLY))
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Say which traces are replayed, and on what."""
+    if not config.stash[_USED]:
+        return None
+    from pytest_xenkvm.plugin.session import header  # noqa: PLC0415
+
+    return header(config)
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> TraceFile | None:
+    """Collect `.xkt` files, and other traces if they are named."""
+    if not _is_trace(file_path.name):
+        return None
+    from pytest_xenkvm.plugin.collect import is_named, trace_in_folder  # noqa: PLC0415
+
+    if not file_path.name.endswith(_FOUND_IN_FOLDERS) and not is_named(file_path, parent.config):
+        return None
+    return trace_in_folder(file_path, parent)
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Add to the session the traces that lie in none of its folders."""
+    report = yield
+    if isinstance(collector, pytest.Session) and collector.config.stash[_USED]:
+        from pytest_xenkvm.plugin.collect import traces_elsewhere  # noqa: PLC0415
+
+        report.result = [*report.result, *traces_elsewhere(collector, report.result)]
+    return report
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.Item]) -> None:
+    """Add the traces that options name in folders that pytest doesn't look into."""
+    if session.config.stash[_USED]:
+        from pytest_xenkvm.plugin.collect import traces_passed_over  # noqa: PLC0415
+
+        for trace in traces_passed_over(session):
+            items.extend(session.genitems(trace))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that is marked with `xenkvm_traces` once for each of them."""
+    if "xenkvm_trace" in metafunc.fixturenames:
+        from pytest_xenkvm.plugin.marked import parametrize  # noqa: PLC0415
+
+        parametrize(metafunc)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what the replays came to."""
+    from pytest_xenkvm.plugin.terminal import write_summary  # noqa: PLC0415
+
+    write_summary(terminalreporter)

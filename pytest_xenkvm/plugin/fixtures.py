@@ -1,0 +1,49 @@
+"""The fixtures. Importing them is cheap; what they need is imported when they are used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_xenkvm.plugin.own_tests import Replayer, XenHost
+    from pytest_xenkvm.trace.files import Trace
+    from pytest_xenkvm.vmm.behaviour import VmmBehaviour
+
+
+@pytest.fixture
+def xenkvm_vmm(pytestconfig: pytest.Config) -> VmmBehaviour | None:
+    """The VMM behaviour that traces are replayed with; None: what was recorded is replayed.
+
+    Override it in a conftest.py to put your VMM to the test. It may take fixtures, have any scope and be
+    parametrised. The default is a new object of the class that `--xenkvm-vmm` names, or None.
+    """
+    from pytest_xenkvm.plugin.session import settings  # noqa: PLC0415
+
+    make = settings(pytestconfig).vmm
+    return None if make is None else make()
+
+
+@pytest.fixture
+def xenkvm_trace(request: pytest.FixtureRequest) -> Trace:
+    """The trace: in a test marked with `xenkvm_traces` one of those, in an item of a trace that trace."""
+    from pytest_xenkvm.plugin.own_tests import trace_for  # noqa: PLC0415
+
+    return trace_for(request)
+
+
+@pytest.fixture
+def xenkvm_replay(request: pytest.FixtureRequest) -> Replayer:
+    """Replays traces in a test of your own: `xenkvm_replay("@linux-boot", vmm=MyVmm())`."""
+    from pytest_xenkvm.plugin.own_tests import Replayer  # noqa: PLC0415
+
+    return Replayer(request.config, request.path.parent)
+
+
+@pytest.fixture
+def xenkvm_host(pytestconfig: pytest.Config) -> XenHost:
+    """The emulated host of `--xenkvm-profile`, to create VMs on in a test of your own."""
+    from pytest_xenkvm.plugin.own_tests import XenHost  # noqa: PLC0415
+
+    return XenHost.of(pytestconfig)

@@ -1,0 +1,159 @@
+"""The items of a trace: its replay, and the judgement of each rule."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+import pytest
+
+from pytest_xenkvm.plugin.replays import Replays, Told, check_behaviour
+from pytest_xenkvm.plugin.session import node_id_suffices, settings, spelling
+from pytest_xenkvm.report.text import divergences_lines, finding_lines, verdict_lines
+from pytest_xenkvm.rules.model import Level, Rule, State, Verdict
+from pytest_xenkvm.rules.run import ReplayResult
+from pytest_xenkvm.vmm.behaviour import VmmBehaviour
+
+
+def takes(xenkvm_vmm: VmmBehaviour | None) -> None:
+    """Nothing but the fixtures that an item takes."""
+
+
+class TraceItem(pytest.Function):
+    """Judges the replay of a trace; takes fixtures as a test function does."""
+
+    replays: Replays
+
+    @classmethod
+    def like(cls, function: pytest.Function, replays: Replays, **more: Any) -> Any:
+        """An item in place of a function that pytest expanded."""
+        callspec = getattr(function, "callspec", None)
+        item = cls.from_parent(
+            function.parent,
+            name=function.name,
+            callobj=takes,
+            callspec=callspec,
+            fixtureinfo=function._fixtureinfo,  # noqa: SLF001 - what pytest itself hands to an expanded function
+            keywords=None if callspec is None else {callspec.id: True},
+            originalname=function.originalname,
+        )
+        item.replays = replays
+        item.describe(**more)
+        return item
+
+    def describe(self) -> None:
+        """Add markers and properties."""
+        self.trace_id = f"{self.replays.nodeid}{self.parameters}"
+        self.user_properties.append(("xenkvm_trace", self.trace_id))
+        if hasattr(self.config.option, "numprocesses"):  # xdist is there, and so is its marker
+            self.add_marker(pytest.mark.xdist_group(self.trace_id))
+
+    @property
+    def parameters(self) -> str:
+        """The parameters in the name, in brackets, or nothing."""
+        return self.name.removeprefix(self.originalname)
+
+    def runtest(self) -> None:
+        """Replay the trace unless that is done, and judge."""
+        __tracebackhide__ = True
+        behaviour = cast("VmmBehaviour | None", self.funcargs["xenkvm_vmm"])
+        check_behaviour(behaviour)
+        outcome = self.replays.outcome(self.parameters, behaviour)
+        if isinstance(outcome, Told):
+            self.skip(f"not judged: {outcome.sentence}")
+        if isinstance(outcome, str):
+            _fail(outcome)
+        self.user_properties.extend(_counts(outcome))
+        self.judge(outcome)
+
+    def judge(self, result: ReplayResult) -> None:
+        """Fail, skip or return."""
+        raise NotImplementedError
+
+    def skip(self, reason: str) -> NoReturn:
+        """Skip, for a reason that is told of the trace, not of a line in this file."""
+        __tracebackhide__ = True
+        raise pytest.skip.Exception(reason, _use_item_location=True)
+
+    def reportinfo(self) -> tuple[Path, int | None, str]:
+        """The trace instead of a source file."""
+        return self.config.rootpath / self.replays.nodeid, 0, f"{self.name} of {self.replays.nodeid}"
+
+    def again(self) -> str:
+        """The command that runs this item alone."""
+        path = self.replays.trace.path
+        option = [] if node_id_suffices(self.config, path) else [f"--xenkvm-trace={path}"]
+        return f"pytest {shlex.join([*option, f'{self.replays.nodeid}::{self.name}'])}"
+
+
+class ReplayItem(TraceItem):
+    """Holds if the host does all that was recorded."""
+
+    def describe(self) -> None:
+        """Mark it as an item of a trace."""
+        super().describe()
+        self.add_marker(pytest.mark.xenkvm)
+
+    def judge(self, result: ReplayResult) -> None:
+        """Fail with the divergences."""
+        __tracebackhide__ = True
+        if not result.divergence_count:
+            return
+        until = result.divergences[0].place.index + 1
+        trace = shlex.quote(spelling(self.replays.trace.path, self.config.invocation_params.dir))
+        lines = [
+            *divergences_lines(result),
+            "",
+            f"see how it came to the first: xenkvm replay {trace} --until {until}",
+            f"run this again: {self.again()}",
+        ]
+        _fail(*lines)
+
+
+class RuleItem(TraceItem):
+    """Passes if a rule was exercised and held."""
+
+    rule: Rule
+
+    def describe(self, *, rule: Rule) -> None:  # type: ignore[override]
+        """Mark it with the rule's family and level."""
+        super().describe()
+        self.rule = rule
+        level, family = rule.level.value, rule.id.partition(".")[0]
+        self.add_marker(pytest.mark.xenkvm(rule=rule.id, family=family, level=level))
+        self.user_properties += [
+            ("xenkvm_rule", rule.id),
+            ("xenkvm_level", level),
+            ("xenkvm_citation", rule.citation),
+        ]
+
+    def judge(self, result: ReplayResult) -> None:
+        """Fail for a violation (xfail if the rule is a SHOULD), skip if nothing was judged."""
+        __tracebackhide__ = True
+        verdict = next(verdict for verdict in result.verdicts if verdict.rule.id == self.rule.id)
+        self.user_properties.append(("xenkvm_verdict", verdict.state.value))
+        if verdict.state is State.NOT_EXERCISED:
+            self.skip(f"not exercised: {verdict.reason} ({self.rule.id})")
+        if verdict.state is State.VIOLATED:
+            self._complain(verdict)
+
+    def _complain(self, verdict: Verdict) -> NoReturn:
+        __tracebackhide__ = True
+        summary = f"{self.rule.id} ({self.rule.level.value}): {finding_lines(verdict.findings[0])[0]}"
+        if self.rule.level is Level.SHOULD and not settings(self.config).strict:
+            pytest.xfail(summary)
+        lines = [summary, "", *verdict_lines(verdict), "", f"run this again: {self.again()}"]
+        _fail(*lines)
+
+
+def _fail(*lines: str) -> NoReturn:
+    pytest.fail("\n".join(lines), pytrace=False)
+
+
+def _counts(result: ReplayResult) -> Iterator[tuple[str, object]]:
+    yield "xenkvm_profile", result.profile
+    yield "xenkvm_events", result.events
+    yield "xenkvm_hypercalls", result.hypercalls
+    yield "xenkvm_unjudged", result.unjudged

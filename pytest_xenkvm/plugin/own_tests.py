@@ -1,0 +1,112 @@
+"""What users' own tests hold in their hands: replays as they like, and VMs on the emulated host."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from attrs import frozen
+
+from pytest_xenkvm.core.profile import HostLimits
+from pytest_xenkvm.hosts.emulated import EmulatedHost
+from pytest_xenkvm.plugin.items import TraceItem
+from pytest_xenkvm.plugin.session import hooked_rules, settings, traces_of
+from pytest_xenkvm.replay.observation import Divergence, Observation
+from pytest_xenkvm.rules.model import Rule, Verdict
+from pytest_xenkvm.rules.registry import all_rules, select_rules
+from pytest_xenkvm.rules.run import ReplayOptions, ReplayResult, TraceSource, choose_profile, run_trace
+from pytest_xenkvm.trace.errors import TraceError
+from pytest_xenkvm.trace.events import Header, MemorySlot, VcpuShape, VmShape
+from pytest_xenkvm.trace.files import Trace, open_trace
+from pytest_xenkvm.vmm.behaviour import VmmBehaviour
+from pytest_xenkvm.vmm.handles import Vm
+
+
+@frozen(kw_only=True)
+class Replayed:
+    """A replay with all its observations."""
+
+    observations: list[Observation]
+    result: ReplayResult
+
+    @property
+    def divergences(self) -> tuple[Divergence, ...]:
+        """The first differences from the recording; `result.divergence_count` counts all."""
+        return self.result.divergences
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """How the rules came out, in their order."""
+        return self.result.verdicts
+
+
+@frozen
+class Replayer:
+    """Replays traces. Relative paths are looked up in `folder`, the one of the test."""
+
+    config: pytest.Config
+    folder: Path
+
+    def __call__(
+        self,
+        trace: str | Path | TraceSource,
+        *,
+        profile: str | None = None,
+        vmm: VmmBehaviour | None = None,
+        rules: str | Iterable[Rule] | None = None,
+    ) -> Replayed:
+        """Replay `trace` (a path, `@NAME` or a trace object) on the emulated host.
+
+        `profile` and `rules` (a selection or rules themselves) are by default what the options say; with
+        `vmm` it is a VMM replay. All observations are kept in memory. Raises TraceError, ReplayError,
+        HostError, RuleError and what the behaviour raises.
+        """
+        said = settings(self.config)
+        source = self._open(trace) if isinstance(trace, (str, Path)) else trace
+        if rules is None or isinstance(rules, str):
+            known = all_rules(hooked_rules(self.config, self.config.hook))
+            rules = select_rules(known, said.rules if rules is None else rules)
+        options = ReplayOptions(profile=profile or said.profile, behaviour=vmm)
+        observations: list[Observation] = []
+        result = run_trace(source, rules, options, progress=observations.append)
+        return Replayed(observations=observations, result=result)
+
+    def _open(self, spec: str | Path) -> Trace:
+        paths = traces_of(str(spec), self.folder)
+        if len(paths) != 1:
+            raise TraceError(f"{spec}: names {len(paths)} traces, expected one")
+        return open_trace(paths[0])
+
+
+@frozen(kw_only=True)
+class XenHost:
+    """The emulated host, for tests that need no trace."""
+
+    host: EmulatedHost
+
+    @classmethod
+    def of(cls, config: pytest.Config) -> XenHost:
+        """The host that the options ask for; `auto` is the newest kernel."""
+        profile = choose_profile(settings(config).profile, Header())
+        return cls(host=EmulatedHost(profile=profile, limits=HostLimits()))
+
+    def create_vm(
+        self, *, vcpus: int = 1, memory: int = 4 << 20, irqchip: str = "split", cpu_vendor: str = "amd"
+    ) -> Vm:
+        """A VM with `memory` bytes at guest address 0, and vCPUs whose KVM ids count from 0."""
+        shape = VmShape(
+            irqchip=irqchip,
+            memory=(MemorySlot(gpa=0, size=memory),),
+            vcpus=tuple(VcpuShape(index=index, id=index) for index in range(vcpus)),
+        )
+        return Vm.on(self.host.create_vm(shape, cpu_vendor=cpu_vendor), shape)
+
+
+def trace_for(request: pytest.FixtureRequest) -> Trace:
+    """The trace that a test or item asks for."""
+    if isinstance(request.node, TraceItem):
+        return request.node.replays.trace
+    if not hasattr(request, "param"):
+        pytest.fail("xenkvm_trace needs a test marked with @pytest.mark.xenkvm_traces(...)", pytrace=False)
+    return open_trace(request.param)

@@ -1,0 +1,83 @@
+"""One replay of a trace for all its items."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+import pytest
+from attrs import define, field, frozen
+
+from pytest_xenkvm.hosts.protocol import HostError
+from pytest_xenkvm.replay.errors import ReplayError
+from pytest_xenkvm.rules.model import Rule
+from pytest_xenkvm.rules.run import ReplayOptions, ReplayResult, run_trace
+from pytest_xenkvm.trace.errors import TraceError
+from pytest_xenkvm.trace.files import Trace
+from pytest_xenkvm.vmm.behaviour import VmmBehaviour
+
+_PACKAGE = __name__.partition(".")[0]
+
+
+@frozen
+class Told:
+    """Why a replay didn't come to its end, which another item has told already."""
+
+    sentence: str
+
+
+@define(eq=False, kw_only=True)
+class Replays:
+    """The replays of one trace: one for each parameter of the fixture `xenkvm_vmm`, done when first asked."""
+
+    trace: Trace
+    rules: tuple[Rule, ...]
+    profile: str
+    nodeid: str
+    _done: dict[str, ReplayResult | Told] = field(factory=dict, init=False)
+
+    def outcome(self, parameters: str, behaviour: VmmBehaviour | None) -> ReplayResult | str | Told:
+        """The result, or one sentence why there is none; from the second time on that is `Told`.
+
+        `behaviour` takes part if this is the first call for `parameters`. What it raises is raised once,
+        with its own part of the traceback, and is then `Told`.
+        """
+        __tracebackhide__ = True
+        if parameters in self._done:
+            return self._done[parameters]
+        options = ReplayOptions(profile=self.profile, behaviour=behaviour)
+        try:
+            result = run_trace(self.trace, self.rules, options)
+        except (TraceError, ReplayError, HostError) as error:
+            self._done[parameters] = Told(str(error))
+            return str(error)
+        except Exception as error:  # noqa: BLE001 - the user's code may raise anything
+            self._done[parameters] = Told(f"the VMM behaviour raised {type(error).__name__}: {error}")
+            raise error.with_traceback(_without_ours(error.__traceback__)) from None
+        self._done[parameters] = result
+        return result
+
+
+def _without_ours(traceback: TracebackType | None) -> TracebackType | None:
+    """A traceback without the frames of this package; all of it if there are no others."""
+    kept = []
+    entry = traceback
+    while entry is not None:
+        if not _is_ours(entry):
+            kept.append(entry)
+        entry = entry.tb_next
+    chain = None
+    for entry in reversed(kept):
+        chain = TracebackType(chain, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
+    return chain or traceback
+
+
+def _is_ours(entry: TracebackType) -> bool:
+    module: str = entry.tb_frame.f_globals.get("__name__", "")
+    return module.partition(".")[0] == _PACKAGE
+
+
+def check_behaviour(behaviour: object) -> None:
+    """Fail for a fixture `xenkvm_vmm` that returned something else."""
+    missing = [name for name in ("configure", "on_hypercall") if not hasattr(behaviour, name)]
+    if behaviour is not None and (missing or isinstance(behaviour, type)):
+        pytest.fail(f"the fixture xenkvm_vmm returned {behaviour!r}, expected a VMM behaviour", pytrace=False)

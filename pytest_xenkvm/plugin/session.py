@@ -1,0 +1,256 @@
+"""What the options ask for, checked once at the start: profile, rules, VMM behaviour and traces.
+
+Traces get their node ids here. One inside rootdir is named by its relative path, as any test file is, and is
+handed to pytest as an argument. One elsewhere is named by as much of the end of its path as makes it unique,
+which for a bundled trace is `linux-boot.xkt`; `collect` adds it to the session.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from attrs import evolve, frozen
+
+from pytest_xenkvm.replay.errors import ReplayError
+from pytest_xenkvm.rules.model import Rule
+from pytest_xenkvm.rules.registry import RuleError, all_rules, select_rules
+from pytest_xenkvm.rules.run import choose_profile
+from pytest_xenkvm.trace.errors import TraceError
+from pytest_xenkvm.trace.events import Header
+from pytest_xenkvm.trace.files import BUNDLED_PREFIX, bundled_traces, find_traces
+from pytest_xenkvm.vmm.behaviour import VmmBehaviour
+
+
+@frozen(kw_only=True)
+class TraceElsewhere:
+    """A trace outside rootdir, or one whose name can't be said as a pytest argument."""
+
+    path: Path
+    nodeid: str
+    wanted: frozenset[str] = frozenset()
+    """Names of the items to collect, with or without parameters; empty for all."""
+
+
+@frozen(kw_only=True)
+class Settings:
+    """What options and ini file ask for."""
+
+    profile: str
+    rules: str
+    vmm: Callable[[], VmmBehaviour] | None
+    strict: bool
+    elsewhere: tuple[TraceElsewhere, ...] = ()
+    by_option: tuple[Path, ...] = ()
+    """Traces inside rootdir that options or ini file name."""
+    by_argument: frozenset[Path] = frozenset()
+    """Those that arguments name."""
+    names: tuple[str, ...] = ()
+    """Node ids of the traces that options or ini file name."""
+
+    def is_named(self, path: Path) -> bool:
+        """Whether options, ini file or arguments name this trace."""
+        return path in self.by_option or path in self.by_argument
+
+
+_SETTINGS: Final = pytest.StashKey[Settings]()
+
+
+def settings(config: pytest.Config) -> Settings:
+    """The settings of this run."""
+    if _SETTINGS not in config.stash:
+        config.stash[_SETTINGS] = _said(config)
+    return config.stash[_SETTINGS]
+
+
+def resolve(config: pytest.Config) -> None:
+    """Check the options and find the traces; raises UsageError.
+
+    Traces inside rootdir are appended to `config.args`, unless those cover them already (pytest 8.0 would
+    then forget the folder); arguments that name other traces are taken out.
+    """
+    said = _said(config)
+    try:
+        choose_profile(said.profile, Header())
+        if said.rules:
+            select_rules(all_rules(hooked_rules(config, config.hook)), said.rules)
+        config.stash[_SETTINGS] = _with_traces(config, said)
+    except (ReplayError, RuleError, TraceError) as error:
+        raise pytest.UsageError(str(error)) from error
+
+
+def hooked_rules(config: pytest.Config, hook: Any) -> Iterator[Rule]:
+    """The rules that conftest.py files and plugins add, as far as `hook` (a relay) reaches them."""
+    for rules in hook.pytest_xenkvm_rules(config=config):
+        yield from rules
+
+
+def header(config: pytest.Config) -> str:
+    """The line at the head of pytest's report."""
+    said = settings(config)
+    parts = [f"profile {said.profile}"]
+    if said.rules:
+        parts.append(f"rules {said.rules}")
+    if config.option.xenkvm_vmm:
+        parts.append(f"VMM {config.option.xenkvm_vmm}")
+    if said.names:
+        shown, more = said.names[:3], len(said.names) - 3
+        parts.append(f"traces {', '.join(shown)}{f' and {more} more' if more > 0 else ''}")
+    return f"xenkvm: {', '.join(parts)}"
+
+
+def _said(config: pytest.Config) -> Settings:
+    option = config.option
+    return Settings(
+        profile=option.xenkvm_profile or config.getini("xenkvm_profile"),
+        rules=option.xenkvm_rules or config.getini("xenkvm_rules"),
+        vmm=_behaviour(option.xenkvm_vmm) if option.xenkvm_vmm else None,
+        strict=option.xenkvm_strict,
+    )
+
+
+def _behaviour(name: str) -> Callable[[], VmmBehaviour]:
+    """What `module:Class` names; raises UsageError."""
+    module, separator, attribute = name.partition(":")
+    if not separator:
+        raise pytest.UsageError(f"--xenkvm-vmm: {name!r} is not of the form module:Class")
+    try:
+        behaviour = getattr(import_module(module), attribute)
+    except Exception as error:  # importing a module runs whatever it holds
+        kind = type(error).__name__
+        raise pytest.UsageError(f"--xenkvm-vmm: {name} can't be had: {kind}: {error}") from error
+    if not callable(behaviour):
+        raise pytest.UsageError(f"--xenkvm-vmm: {name} is not a class but {behaviour!r}")
+    made: Callable[[], VmmBehaviour] = behaviour
+    return made
+
+
+# ---- traces
+
+
+def traces_of(spec: str, folder: Path) -> list[Path]:
+    """Return the traces that `spec` names, as absolute paths; relative ones are looked up in `folder`.
+
+    A bundled trace goes by `@NAME` or, where `folder` has no such file, by `NAME.xkt`. Raises TraceError.
+    """
+    if spec.startswith(BUNDLED_PREFIX):
+        return find_traces(spec)
+    literal = Path(os.path.abspath(folder / spec))  # noqa: PTH100 - `resolve` would follow links
+    if literal.exists():
+        return find_traces(literal)
+    bundled = _bundled_file(spec)
+    if bundled is not None:
+        return [bundled]
+    if glob.has_magic(spec):
+        return find_traces(Path(glob.escape(str(folder)), spec))
+    return find_traces(literal)
+
+
+def spelling(path: Path, folder: Path) -> str:
+    """How a command line in `folder` names a trace: `@NAME` if it is bundled, else its path."""
+    if path in bundled_traces().values():
+        return f"{BUNDLED_PREFIX}{path.stem}"
+    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
+
+
+def node_id_suffices(config: pytest.Config, path: Path) -> bool:
+    """Whether a node id leads back to this trace without an option that names it."""
+    return _relative(config, path) is not None or path in bundled_traces().values()
+
+
+def _bundled_file(name: str) -> Path | None:
+    return {path.name: path for path in bundled_traces().values()}.get(name)
+
+
+def _with_traces(config: pytest.Config, said: Settings) -> Settings:
+    optional = _found(config.option.xenkvm_trace, config.invocation_params.dir)
+    configured = _found(config.getini("xenkvm_traces"), _ini_folder(config))
+    arguments_given = config.args_source is config.ArgsSource.ARGS
+    collected = optional if arguments_given else dict.fromkeys([*optional, *configured])
+    outside = [path for path in [*optional, *configured] if _relative(config, path) is None]
+    inside = [path for path in collected if path not in outside]
+    known = _name(config, outside)
+    wanted = _take_arguments(config, known)
+    arguments = frozenset(config.invocation_params.dir / arg.partition("::")[0] for arg in config.args)
+    config.args += [str(path) for path in inside if arguments.isdisjoint({path, *path.parents})]
+    named = {path: known[path] for path in collected if path in known}
+    named |= {path: known[path] for path in wanted}
+    return evolve(
+        said,
+        elsewhere=tuple(
+            TraceElsewhere(path=path, nodeid=nodeid, wanted=_items(wanted.get(path, set())))
+            for path, nodeid in named.items()
+        ),
+        by_option=tuple(inside),
+        by_argument=arguments,
+        names=(*(str(_relative(config, path)) for path in inside), *named.values()),
+    )
+
+
+def _found(specs: Iterable[str], folder: Path) -> dict[Path, None]:
+    """The traces that the specs name, each once, in order."""
+    return dict.fromkeys(path for spec in specs for path in traces_of(spec, folder))
+
+
+def _ini_folder(config: pytest.Config) -> Path:
+    return config.rootpath if config.inipath is None else config.inipath.parent
+
+
+def _relative(config: pytest.Config, path: Path) -> str | None:
+    """The path as a node id inside rootdir; None if it is elsewhere or pytest would misread it.
+
+    A bundled trace is elsewhere, even if the virtual environment that it is installed in is not.
+    """
+    if not path.is_relative_to(config.rootpath) or path in bundled_traces().values():
+        return None
+    return None if "[" in str(path) or "::" in str(path) else path.relative_to(config.rootpath).as_posix()
+
+
+def _name(config: pytest.Config, paths: Iterable[Path]) -> dict[Path, str]:
+    """A node id for each trace outside rootdir: the shortest end of its path that nothing else has."""
+    named: dict[Path, str] = {}
+    for path in paths:
+        ends = ("/".join(path.parts[-count:]) for count in range(1, len(path.parts) + 1))
+        named[path] = next(
+            (end for end in ends if end not in named.values() and not (config.rootpath / end).exists()),
+            str(path),
+        )
+    return named
+
+
+def _take_arguments(config: pytest.Config, known: dict[Path, str]) -> dict[Path, set[str]]:
+    """Take arguments such as `linux-boot.xkt::replay` out; the names that each trace is asked for.
+
+    An argument that names a file is pytest's. A bundled trace needn't be in `known` before.
+    """
+    wanted: dict[Path, set[str]] = {}
+    kept = []
+    for argument in config.args:
+        file, _, name = argument.partition("::")
+        path = None if _is_file(config, file) else _called(file, known)
+        if path is None:
+            kept.append(argument)
+            continue
+        known.setdefault(path, file)
+        wanted.setdefault(path, set()).add(name)
+    config.args[:] = kept
+    return wanted
+
+
+def _items(names: set[str]) -> frozenset[str]:
+    """The items that arguments name; an argument without a name is the whole trace."""
+    return frozenset() if "" in names else frozenset(names)
+
+
+def _is_file(config: pytest.Config, name: str) -> bool:
+    return (config.invocation_params.dir / name).exists()
+
+
+def _called(file: str, known: dict[Path, str]) -> Path | None:
+    by_name = {nodeid: path for path, nodeid in known.items()}
+    return by_name.get(file) or _bundled_file(file)

@@ -1,0 +1,50 @@
+"""The block at the end of pytest's report.
+
+All that it says is read from the reports of items, which travel from xdist's workers to the controller.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, Final
+
+import pytest
+
+_STATES: Final = {"held": "held", "violated": "violated", "not-exercised": "not exercised"}
+
+
+def write_summary(terminal: pytest.TerminalReporter) -> None:
+    """Write how much was replayed and how the rules came out; nothing if no trace was replayed."""
+    traces: dict[str, dict[str, Any]] = {}
+    verdicts: Counter[str] = Counter()
+    for properties in _items(terminal):
+        if "xenkvm_events" in properties:
+            traces[properties["xenkvm_trace"]] = properties
+        verdicts[properties.get("xenkvm_verdict", "")] += 1
+    if not traces:
+        return
+    events, hypercalls, unjudged = (
+        sum(trace[f"xenkvm_{name}"] for trace in traces.values())
+        for name in ("events", "hypercalls", "unjudged")
+    )
+    replayed = f"{_many(len(traces), 'trace')}: {_many(events, 'event')}, {_many(hypercalls, 'hypercall')}"
+    unseen = f", {_many(unjudged, 'outcome')} not judged (not seen by the recording)" if unjudged else ""
+    terminal.section("xenkvm")
+    terminal.line(f"replayed {replayed}{unseen}")
+    if verdicts.keys() & _STATES.keys():
+        terminal.line(f"rules: {', '.join(f'{verdicts[state]} {words}' for state, words in _STATES.items())}")
+
+
+def _items(terminal: pytest.TerminalReporter) -> Iterator[dict[str, Any]]:
+    """The properties of each item of a trace that ran."""
+    for reports in terminal.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport) and report.when == "call":
+                properties = dict(report.user_properties)
+                if "xenkvm_trace" in properties:
+                    yield properties
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"

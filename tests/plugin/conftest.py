@@ -1,0 +1,79 @@
+"""Runs of pytest with the plugin: in this process where possible, else as a process of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from small_traces import ANSWERED, RULES, write
+
+import pytest_xenkvm
+
+Run = Callable[..., pytest.RunResult]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Load pytester here rather than by `pytest_plugins`, which only the topmost conftest.py may set."""
+    config.pluginmanager.import_plugin("pytester")
+
+
+@pytest.fixture
+def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """An empty project that judges by three rules of its own; only this plugin and xdist are loaded."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(pytest_xenkvm.__file__).parents[1]))
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    pytester.makeini("[pytest]\naddopts = --strict-markers --strict-config\nxenkvm_rules = demo\n")
+    pytester.makeconftest(RULES)
+    pytester.syspathinsert()
+    return pytester
+
+
+@pytest.fixture
+def traces(project: pytest.Pytester) -> Path:
+    """The project's folder `traces`, which holds `good.xkt`."""
+    return write(project.path / "traces" / "good.xkt", *ANSWERED).parent
+
+
+def _plugins(*names: str) -> list[str]:
+    return [argument for name in names for argument in ("-p", name)]
+
+
+@pytest.fixture
+def run(project: pytest.Pytester) -> Run:
+    """Run pytest in this process."""
+
+    def run_(*args: str | Path) -> pytest.RunResult:
+        return project.runpytest_inprocess(*_plugins("pytest_xenkvm.plugin.entry"), *args)
+
+    return run_
+
+
+@pytest.fixture(params=["plain", "-n0", "-n2"])
+def run_anyhow(project: pytest.Pytester, request: pytest.FixtureRequest) -> Run:
+    """Run pytest plainly, with xdist switched off, and with two workers."""
+    if request.param == "plain":
+        made: Run = request.getfixturevalue("run")
+        return made
+    plugins = _plugins("pytest_xenkvm.plugin.entry", "xdist.plugin", "xdist.looponfail")
+    how = project.runpytest_inprocess if request.param == "-n0" else project.runpytest_subprocess
+
+    def run_(*args: str | Path) -> pytest.RunResult:
+        return how(*plugins, request.param, *args)
+
+    return run_
+
+
+def _ids(result: pytest.RunResult) -> list[str]:
+    return [line for line in result.outlines if "::" in line]
+
+
+@pytest.fixture
+def collect(run: Run) -> Callable[..., list[str]]:
+    """The node ids that a run with these arguments collects."""
+
+    def collect_(*args: str | Path) -> list[str]:
+        return _ids(run("--collect-only", "-q", *args))
+
+    return collect_
