@@ -1,0 +1,1 @@
+"""Replay and judge KVM/Xen hypercall traces. Stands below every floor: imports nothing of the package."""

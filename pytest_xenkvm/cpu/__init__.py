@@ -1,0 +1,1 @@
+"""Floor 1: guest code on a CPU. May import abi."""
