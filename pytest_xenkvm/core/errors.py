@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno as _errno
 
+_NAMES = {**_errno.errorcode, _errno.EOPNOTSUPP: "EOPNOTSUPP"}
+"""Python prefers an alias of the kernel's EOPNOTSUPP."""
+
 
 class KvmError(Exception):
     """An operation that the kernel refuses with `-errno`. Nothing has changed unless the ABI says so."""
@@ -13,4 +16,4 @@ class KvmError(Exception):
         self.errno = errno
 
     def __str__(self) -> str:
-        return f"-{_errno.errorcode.get(self.errno, 'E?')} (-{self.errno})"
+        return f"-{_NAMES.get(self.errno, 'E?')} (-{self.errno})"

@@ -6,7 +6,8 @@ kernels):
     no such vCPU, or port >= the layout's limit   -EINVAL
     shared_info off / refused                     -EINVAL / -EFAULT
     pending bit already set                       COALESCED
-    mask bit set                                  pending bit set; MASKED; a vCPU polling the port wakes
+    mask bit set                                  pending bit set; MASKED; wakes the vCPU if it polls the
+                                                  port, or any number of ports but one
     otherwise                                     pending bit set; DELIVERED; the vCPU's selector bit is set
                                                   and, if it was clear, evtchn_upcall_pending := 1 and the
                                                   vCPU's own upcall vector is raised
@@ -24,7 +25,7 @@ from pytest_xenkvm.abi.layout import EVTCHN_PENDING, VCPU_INFO_UPCALL_PENDING
 from pytest_xenkvm.abi.numbers import KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL
 from pytest_xenkvm.core.errors import KvmError
 from pytest_xenkvm.core.lapic import request_upcall_vector
-from pytest_xenkvm.core.state import EvtchnDelivery, VcpuState, VmState
+from pytest_xenkvm.core.state import ANY_PORT, EvtchnDelivery, VcpuState, VmState
 
 
 class Delivery(Enum):
@@ -108,7 +109,7 @@ def _select(vm: VmState, vcpu: VcpuState, word: int) -> None:
 
 
 def _wake_poller(vcpu: VcpuState, port: int) -> None:
-    if vcpu.polling is not None and port in vcpu.polling:
+    if vcpu.polling in (port, ANY_PORT):
         vcpu.kicked = True
 
 

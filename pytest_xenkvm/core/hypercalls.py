@@ -37,7 +37,7 @@ from pytest_xenkvm.abi.numbers import (
 )
 from pytest_xenkvm.core import outbound, timer
 from pytest_xenkvm.core.evtchn import is_pending
-from pytest_xenkvm.core.state import VcpuState, VmState
+from pytest_xenkvm.core.state import ANY_PORT, VcpuState, VmState
 
 ReadVirt = Callable[[int, int, int], "bytes | None"]
 """Reads (address, size, needed): `size` bytes at a guest virtual address, of which the kernel looks at the
@@ -158,19 +158,20 @@ def _poll(call: Call) -> int:
     array = call.read(pointer, count * U32.size) if count else b""
     if array is None:
         return -EFAULT
-    ports = frozenset(port for (port,) in U32.iter_unpack(array))
+    ports = [port for (port,) in U32.iter_unpack(array)]
     if any(port >= vm.layout.max_ports for port in ports):
         return -EINVAL
     if vm.shared_info.backing is not None and not any(is_pending(vm, port) for port in ports):
         limits = [vm.now + timeout] if timeout else []
         limits += [call.block_until] if call.block_until is not None else []
-        _block(vm, call.vcpu, ports, min(limits, default=None))
+        call.vcpu.polling = ports[0] if count == 1 else ANY_PORT
+        _block(vm, call.vcpu, min(limits, default=None))
     return 0
 
 
-def _block(vm: VmState, vcpu: VcpuState, ports: frozenset[int], limit: int | None) -> None:
+def _block(vm: VmState, vcpu: VcpuState, limit: int | None) -> None:
     """Let the VM's clock run until something wakes the vCPU; with nothing to wait for, wake at once."""
-    vcpu.polling, vcpu.kicked = ports, False
+    vcpu.kicked = False
     while not vcpu.kicked:
         deadline = timer.next_deadline(vm)
         if deadline is None or (limit is not None and limit < deadline):

@@ -5,6 +5,8 @@ Defaults are the state right after KVM_CREATE_VM and KVM_CREATE_VCPU. Times in n
 
 from __future__ import annotations
 
+from typing import Final
+
 from attrs import Factory, define, frozen
 
 from pytest_xenkvm.abi.layout import LAYOUT_32, LAYOUT_64, GuestLayout
@@ -13,6 +15,9 @@ from pytest_xenkvm.core.area import MemoryArea
 from pytest_xenkvm.core.eventfd import Eventfd
 from pytest_xenkvm.core.memory import GuestMemory
 from pytest_xenkvm.core.profile import HostLimits, Profile
+
+ANY_PORT: Final = -1
+"""A poll of any number of ports but one wakes for every masked event of its vCPU."""
 
 
 @frozen(kw_only=True)
@@ -98,8 +103,8 @@ class VcpuState:
     """Write the pvclock structures at the next guest entry."""
     irr: int = 0
     """Local APIC: requested vectors, a bit each."""
-    polling: frozenset[int] | None = None
-    """Ports that a blocked SCHEDOP_poll watches; None while the vCPU doesn't poll."""
+    polling: int | None = None
+    """The port that a blocked SCHEDOP_poll watches, or ANY_PORT; None while the vCPU doesn't poll."""
     kicked: bool = False
     """An event arrived since the vCPU blocked."""
     hypercall_rip: int | None = None

@@ -88,7 +88,8 @@ def _set_runstate_current(vm: VmState, vcpu: VcpuState, values: Sequence[int]) -
 
 
 def _get_runstate_current(_vm: VmState, vcpu: VcpuState) -> Sequence[int]:
-    return (vcpu.runstate.state, 0, 0, 0, 0, 0)
+    """Only the state; what the caller passed in the other fields stays."""
+    return (vcpu.runstate.state,)
 
 
 def _get_runstate_data(_vm: VmState, vcpu: VcpuState) -> Sequence[int]:

@@ -79,7 +79,8 @@ def store_vcpu_value(argument: bytearray, type_: int, value: Any) -> None:
     if type_ == VcpuAttr.TIMER:
         ioctls.ATTR_TIMER.pack_into(argument, _UNION, value.port, value.priority, value.expires_ns)
     elif type_ in _RUNSTATES:
-        ioctls.ATTR_RUNSTATE.pack_into(argument, _UNION, *value)
+        for index, member in enumerate(value):
+            _U64.pack_into(argument, _UNION + index * _U64.size, member)
     else:
         _VCPU_SCALARS[type_].pack_into(argument, _UNION, value)
 

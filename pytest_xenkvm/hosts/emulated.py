@@ -80,19 +80,19 @@ class EmulatedVm:
 
     def ioctl(self, request: int, argument: int | bytearray, *, vcpu: int | None = None) -> int:
         """Unknown requests, and those of the other kind of file, are -ENOTTY; short structures -EFAULT."""
+        if request not in (_VM_IOCTLS if vcpu is None else _VCPU_IOCTLS):
+            return -ENOTTY
         if isinstance(argument, bytearray) and len(argument) < ioctls.argument_size(request):
             return -EFAULT
-        handler = _VM_IOCTLS.get(request) if vcpu is None else None
-        vcpu_handler = _VCPU_IOCTLS.get(request) if vcpu is not None else None
         try:
-            if vcpu_handler is not None and vcpu is not None and isinstance(argument, bytearray):
-                vcpu_handler(self.machine, vcpu, argument)
-                return 0
-            if handler is not None:
-                return handler(self.machine, argument)
+            if vcpu is None:
+                return _VM_IOCTLS[request](self.machine, argument)
+            if isinstance(argument, int):
+                return -EFAULT
+            _VCPU_IOCTLS[request](self.machine, vcpu, argument)
         except KvmError as error:
             return -error.errno
-        return -ENOTTY
+        return 0
 
     def read_memory(self, gpa: int, size: int) -> bytes | None:
         return self.machine.state.memory.read(gpa, size)

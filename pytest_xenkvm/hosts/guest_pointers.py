@@ -1,7 +1,7 @@
 """What lies behind the pointers of a hypercall.
 
-For a real guest, the trace tells what lay behind an argument; the rest was not seen. A recorder that drives its
-own guest maps virtual = physical for 0 ... 4 GiB; the page walk ignores bits 48-63 in long mode, so
+For a real guest, the trace tells what lay behind an argument; the rest was not seen. A recorder that drives
+its own guest maps virtual = physical for 0 ... 4 GiB; the page walk ignores bits 48-63 in long mode, so
 non-canonical addresses alias. Where a CPU has page tables, they are walked instead.
 """
 

@@ -170,6 +170,6 @@ class Stepper:
 
 
 def _evolve_call(event: Hypercall, handled: str, exit_: HypercallExit | None, rax: int) -> Hypercall:
-    if (event.handled, event.exit, event.rax) == (handled, exit_, rax):
+    if (event.handled, event.exit, event.rax, event.run_ret) == (handled, exit_, rax, None):
         return event
-    return evolve(event, handled=handled, exit=exit_, rax=rax)
+    return evolve(event, handled=handled, exit=exit_, rax=rax, run_ret=None)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from textwrap import wrap
 from typing import Any, Final, Literal
 
 from pytest_xenkvm.replay.observation import Divergence, Place
@@ -25,6 +26,8 @@ Style = Callable[[str, Role], str]
 
 _MAX_VALUE: Final = 200
 _MAX_MESSAGE: Final = 1000
+_WIDTH: Final = 100
+"""Columns of explaining text."""
 
 _STATE_ROLES: Final[Mapping[State, Role]] = {
     State.HELD: "good",
@@ -78,10 +81,8 @@ def divergences_lines(result: ReplayResult, style: Style = plain, limit: int = M
 def finding_lines(finding: Finding, style: Style = plain) -> list[str]:
     """Where a rule was violated, by what, and what was demanded."""
     place = place_words(finding.place, finding.event)
-    return [
-        style(f"{place}: {event_words(finding.event)}", "bad"),
-        f"  {text(finding.message, _MAX_MESSAGE)}",
-    ]
+    headline = style(f"{place}: {event_words(finding.event)}", "bad")
+    return [headline, *_wrapped(text(finding.message, _MAX_MESSAGE))]
 
 
 def verdict_line(verdict: Verdict, style: Style = plain) -> str:
@@ -104,9 +105,13 @@ def verdict_lines(verdict: Verdict, style: Style = plain, limit: int = MAX_SHOWN
     return [
         *lines,
         *(f"  {line}" for line in _some(shown, verdict.violations, limit)),
-        f"  why: {rule.explanation}",
-        f"  advice: {rule.advice}",
+        *_wrapped(f"why: {rule.explanation}"),
+        *_wrapped(f"advice: {rule.advice}"),
     ]
+
+
+def _wrapped(paragraph: str) -> list[str]:
+    return wrap(paragraph, _WIDTH, initial_indent="  ", subsequent_indent="  ", break_long_words=False)
 
 
 def _some(groups: Iterable[Sequence[str]], count: int, limit: int) -> Iterator[str]:
@@ -131,7 +136,7 @@ def _value(divergence: Divergence, value: Any) -> str:
         return register_result(value, longmode=divergence.recorded.longmode)
     if divergence.kind == "irq":
         return _irq(value)
-    return text(value, _MAX_VALUE) if isinstance(value, str) else anything(value, hexadecimal)
+    return text(value, _MAX_VALUE) or "nothing" if isinstance(value, str) else anything(value, hexadecimal)
 
 
 def _irq(value: Any) -> str:

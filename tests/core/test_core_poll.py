@@ -81,6 +81,16 @@ def test_a_masked_event_wakes_who_polls_that_port(polled: int, duration: int) ->
     assert poll(vm) == duration
 
 
+@pytest.mark.parametrize("polled", [(), (4, 5), (4, 4)])
+def test_a_masked_event_wakes_who_polls_any_other_number_of_ports(polled: tuple[int, ...]) -> None:
+    """A poll of no port, or of several, ends with a masked event of any port."""
+    vm = with_timer()
+    vm.state.memory.write(SHARED_INFO + 0xA00, b"\xff")
+    poll_ports(vm, *polled, timeout=9000)
+    vm.set_vcpu_attr(vm.state.vcpus[0], VcpuAttr.TIMER, TimerSetting(port=3, expires_ns=1000))
+    assert poll(vm) == 1000
+
+
 def test_an_event_wakes_a_vcpu_without_vcpu_info() -> None:
     """An event whose selector bit must wait in the kernel ends a poll too, the first time it is set."""
     vm = with_timer()

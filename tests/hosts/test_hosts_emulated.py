@@ -187,6 +187,16 @@ def test_time_passes_by_duration_or_up_to_a_moment(vm: EmulatedVm) -> None:
     assert vm.guest_clock(1) == 500
 
 
+def test_the_clock_is_read_and_set(vm: EmulatedVm) -> None:
+    """KVM_GET_CLOCK and KVM_SET_CLOCK carry the VM's clock; unknown flags are -EINVAL and set nothing."""
+    for flags, errno in ((0, 0), (1 << 1 | 1 << 2 | 1 << 3, 0), (1, EINVAL), (1 << 4, EINVAL)):
+        vm.pass_time(until=5000)
+        assert vm.ioctl(ioctls.KVM_SET_CLOCK, bytearray(ioctls.CLOCK_DATA.pack(70, flags, 0, 0))) == -errno
+        found = bytearray(ioctls.CLOCK_DATA.size)
+        assert vm.ioctl(ioctls.KVM_GET_CLOCK, found) == 0
+        assert found == ioctls.CLOCK_DATA.pack(5000 if errno else 70, 0, 0, 0)
+
+
 @pytest.mark.parametrize(("longmode", "rax"), [(True, U64_MAX - 37), (False, U32_MAX - 37)])
 def test_a_forwarded_call_is_answered(*, vm: EmulatedVm, longmode: bool, rax: int) -> None:
     """The guest gets the VMM's answer in a register as wide as its mode."""

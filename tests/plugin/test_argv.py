@@ -21,14 +21,15 @@ START_UP: Final = Path(__file__).parents[2] / "packaging" / "pytest_xenkvm.pth"
             ["pytest", "--xenkvm-trace", "@a", "-v", "--xenkvm-trace", "@b"],
             ["pytest", "--xenkvm-trace=@a", "-v", "--xenkvm-trace=@b"],
         ),
-        (["pytest", "--xenkvm-trace", "a.xkt"], ["pytest", "--xenkvm-trace", "a.xkt"]),
+        (["pytest", "--xenkvm-trace", "a.xkt"], ["pytest", "--xenkvm-trace=a.xkt"]),
+        (["pytest", "--xenkvm-trace", "-v"], ["pytest", "--xenkvm-trace", "-v"]),
         (["pytest", "@args", "--xenkvm-trace"], ["pytest", "@args", "--xenkvm-trace"]),
     ],
 )
 def test_names_are_joined_to_the_option(
     monkeypatch: pytest.MonkeyPatch, written: list[str], spelt: list[str]
 ) -> None:
-    """At start-up, only a bundled trace's name right behind the option is joined to it."""
+    """At start-up, what stands right behind the option is joined to it, and nothing else."""
     monkeypatch.setattr(sys, "argv", written)
     exec(START_UP.read_text(), {}, {})  # noqa: S102 - what Python does with it
     assert sys.argv == spelt
