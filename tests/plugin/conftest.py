@@ -23,7 +23,8 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytes
     """An empty project that judges by three rules of its own; only this plugin and xdist are loaded."""
     monkeypatch.setenv("PYTHONPATH", str(Path(pytest_xenkvm.__file__).parents[1]))
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    for name in ("PYTEST_ADDOPTS", "CI", "BUILD_NUMBER"):  # on CI pytest's summary holds whole failures
+        monkeypatch.delenv(name, raising=False)
     pytester.makeini("[pytest]\naddopts = --strict-markers --strict-config\nxenkvm_rules = demo\n")
     pytester.makeconftest(RULES)
     pytester.syspathinsert()
