@@ -137,6 +137,8 @@ class VmState:
     files: dict[int, Eventfd | None] = Factory(dict)
     """The VMM's open files by number; None is a file that is no eventfd."""
     vcpus: list[VcpuState] = Factory(list)
+    deadlines: list[tuple[int, int]] = Factory(list)
+    """Heap of (deadline, vCPU index) of the running timers, and of some that run no more."""
 
     @property
     def layout(self) -> GuestLayout:

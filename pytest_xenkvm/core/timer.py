@@ -19,6 +19,7 @@ difference, so expiries from 2^63 ns ahead on lie in the past.
 
 from __future__ import annotations
 
+from heapq import heapify, heappop, heappush
 from typing import Final
 
 from pytest_xenkvm.abi.numbers import U64_MAX
@@ -29,6 +30,9 @@ from pytest_xenkvm.core.state import EvtchnDelivery, Timer, VcpuState, VmState
 LINUX_WORKAROUND_LIMIT_NS: Final = 1 << 50
 LINUX_WORKAROUND_DELAY_NS: Final = 100_000_000
 """set_timer_op: an expiry that is negative, or this far ahead, means 100 ms from now instead."""
+
+_STALE_DEADLINES: Final = 64
+"""Deadlines of timers armed anew that may lie about, beyond two for each vCPU."""
 
 _SIGN: Final = 1 << 63
 
@@ -47,6 +51,9 @@ def start(vm: VmState, vcpu: VcpuState, expires_ns: int, *, linux_workaround: bo
     vcpu.timer = Timer(port=vcpu.timer.port, expires_ns=expires_ns)
     if delta > 0:
         vcpu.timer.deadline = vm.now + delta
+        heappush(vm.deadlines, (vcpu.timer.deadline, vcpu.index))
+        if len(vm.deadlines) > _STALE_DEADLINES + 2 * len(vm.vcpus):
+            _collect_deadlines(vm)
     else:
         _fire(vm, vcpu)
 
@@ -87,6 +94,7 @@ def set_clock(vm: VmState, now: int) -> None:
             vcpu.timer.deadline += now - vm.now
         vcpu.clock_update_due = True
     vm.now = now
+    _collect_deadlines(vm)
 
 
 def next_deadline(vm: VmState) -> int | None:
@@ -96,11 +104,18 @@ def next_deadline(vm: VmState) -> int | None:
 
 
 def _next_due(vm: VmState) -> tuple[int, VcpuState] | None:
-    running = [(v.timer.deadline, v.index, v) for v in vm.vcpus if v.timer.deadline is not None]
-    if not running:
-        return None
-    deadline, _index, vcpu = min(running, key=lambda item: item[:2])
-    return deadline, vcpu
+    while vm.deadlines:
+        deadline, index = vm.deadlines[0]
+        if vm.vcpus[index].timer.deadline == deadline:
+            return deadline, vm.vcpus[index]
+        heappop(vm.deadlines)
+    return None
+
+
+def _collect_deadlines(vm: VmState) -> None:
+    """Make the heap of deadlines anew, without those of timers that were stopped or armed again."""
+    vm.deadlines = [(v.timer.deadline, v.index) for v in vm.vcpus if v.timer.deadline is not None]
+    heapify(vm.deadlines)
 
 
 def _fire(vm: VmState, vcpu: VcpuState) -> None:

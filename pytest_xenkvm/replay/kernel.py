@@ -71,16 +71,21 @@ class _KernelReplay:
     def step(self, place: Place, event: Event, following: Event | None) -> Observation:
         self.stepper.vm.pass_time(until=self.now)
         happened = self._do(event)
-        found = list(differences(event, happened)) if happened is not None else []
-        if happened is None and isinstance(event, Irq):
+        unseen: tuple[str, ...] = ()
+        if happened is not None:
+            found, unseen = list(differences(event, happened)), unjudged(event)
+        elif isinstance(event, Irq):
             found = [Difference("irq", event.vector, None)]
-        found += self._close_window(event, following)
+        else:
+            found, unseen = [], ("unseen memory",)
+        if self.window:
+            found += self._close_window(event, following)
         self.now = max(self.now, event.ts or 0)
         observation = Observation(
             place=place,
             event=event if happened is None else happened,
             divergences=tuple(self._divergence(place, event, happened or event, item) for item in found),
-            unjudged=unjudged(event) if happened is not None else ("unseen memory",),
+            unjudged=unseen,
             answer=_answer_given(event, happened),
         )
         self._remember(place, event)
@@ -97,7 +102,7 @@ class _KernelReplay:
 
     def _close_window(self, event: Event, following: Event | None) -> list[Difference]:
         """When the guest is done with interrupts: those that it should have taken but didn't."""
-        if isinstance(following, Irq) or not self.window:
+        if isinstance(following, Irq):
             return []
         if isinstance(event, Irq) and _is_handlers_store(following):
             return []

@@ -222,3 +222,12 @@ def test_a_timer_event_goes_to_its_own_vcpu() -> None:
     vm.advance(10)
     assert vm.state.memory.read(VCPU_INFO, 1) == b"\0"
     assert vm.state.memory.read(VCPU_INFO + 64, 1) == b"\1"
+
+
+def test_arming_for_ever_takes_no_more_memory() -> None:
+    """A timer that is armed anew again and again leaves no trail of old deadlines."""
+    vm = ready_vm()
+    for expires_ns in range(1_000_000, 1_001_000):
+        vm.set_vcpu_attr(vm.state.vcpus[0], VcpuAttr.TIMER, TimerSetting(port=3, expires_ns=expires_ns))
+    assert len(vm.state.deadlines) < 100
+    assert next_deadline(vm.state) == 1_000_999
