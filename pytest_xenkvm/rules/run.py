@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from attrs import frozen
 
@@ -21,8 +21,16 @@ from pytest_xenkvm.rules.model import Context, Judge, Rule, State, Verdict
 from pytest_xenkvm.trace.events import Event, Header, Hypercall
 from pytest_xenkvm.vmm.behaviour import VmmBehaviour
 
+if TYPE_CHECKING:
+    from pytest_xenkvm.hosts.unicorn_host import UnicornHost
+
 MAX_DIVERGENCES: Final = 1000
 """Divergences that a result keeps; the rest is counted."""
+
+MODEL: Final = "model"
+UNICORN: Final = "unicorn"
+ENGINES: Final = (MODEL, UNICORN)
+"""What makes the guest's side happen: registers handed to the core, or guest code on Unicorn."""
 
 AUTO: Final = "auto"
 """Profile name that means: by the kernel that the trace's header names."""
@@ -78,10 +86,20 @@ def choose_profile(name: str, header: Header) -> Profile:
     return profile
 
 
-def emulated_host(header: Header, profile: Profile) -> EmulatedHost:
-    """The emulated host for a trace: KVM_MAX_VCPUS as the header has it."""
+def emulated_host(header: Header, profile: Profile, engine: str = MODEL) -> EmulatedHost | UnicornHost:
+    """The emulated host for a trace: KVM_MAX_VCPUS as the header has it.
+
+    `engine`: "model" hands the core registers; "unicorn" lets guest code make the hypercalls. Raises
+    ReplayError for another one.
+    """
     limits = HostLimits() if header.max_vcpus is None else HostLimits(max_vcpus=header.max_vcpus)
-    return EmulatedHost(profile=profile, limits=limits)
+    if engine == MODEL:
+        return EmulatedHost(profile=profile, limits=limits)
+    if engine != UNICORN:
+        raise ReplayError(f"there is no engine {engine!r}; there are {', '.join(ENGINES)}")
+    from pytest_xenkvm.hosts.unicorn_host import UnicornHost  # noqa: PLC0415 - loads Unicorn when used
+
+    return UnicornHost(profile=profile, limits=limits)
 
 
 @frozen(kw_only=True)
@@ -90,13 +108,14 @@ class ReplayOptions:
 
     profile: str = AUTO
     behaviour: VmmBehaviour | None = None
+    engine: str = MODEL
     until: int | None = None
     """Stop before the event with this index."""
 
 
 def observe_trace(trace: TraceSource, options: ReplayOptions) -> Iterator[Observation]:
     """Replay `trace` on the emulated host; raises ReplayError, HostError, TraceError, what the VMM raises."""
-    host = emulated_host(trace.header, choose_profile(options.profile, trace.header))
+    host = emulated_host(trace.header, choose_profile(options.profile, trace.header), options.engine)
     return _observe(host, trace, options)
 
 
@@ -121,7 +140,7 @@ def run_trace(
     does.
     """
     profile = choose_profile(options.profile, trace.header)
-    host, behaviour = emulated_host(trace.header, profile), options.behaviour
+    host, behaviour = emulated_host(trace.header, profile, options.engine), options.behaviour
     migrator = Migrator(host)
     context = Context(
         header=trace.header,

@@ -1,0 +1,138 @@
+# ruff: noqa: D102 - `HostVm` documents what the methods do
+"""The emulated host with a CPU: the guest's hypercalls, MSR writes and interrupts are executed on Unicorn.
+
+The core answers as it does without a CPU. What differs is where a hypercall comes from: the registers are
+read from a CPU that stopped at VMCALL or VMMCALL, pointers are looked up in the guest's page tables, results
+are written to RAX and RIP moves on, and what a replay observes is read back from the guest.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+from attrs import Factory, define, field, frozen
+
+from pytest_xenkvm.abi.numbers import PAGE_SIZE, U32_MAX, U64_MAX
+from pytest_xenkvm.core.errors import KvmError
+from pytest_xenkvm.core.hypercall_page import STUB_SIZE, MsrWrite
+from pytest_xenkvm.core.hypercalls import UnseenMemory
+from pytest_xenkvm.core.profile import HostLimits, Profile
+from pytest_xenkvm.cpu.unicorn_api import UnicornError
+from pytest_xenkvm.hosts.emulated import EmulatedVm, create_machine, map_slots
+from pytest_xenkvm.hosts.guest_pointers import GuestPointers
+from pytest_xenkvm.hosts.protocol import CallOutcome, GuestCall, HostError, MsrOutcome
+from pytest_xenkvm.hosts.replay_cpu import Parked, ReplayCpu
+from pytest_xenkvm.hosts.replay_guest import INSTRUCTIONS, Mode
+from pytest_xenkvm.trace.events import VmShape
+
+_IDENTITY_MAPPED: Final = 1 << 32
+_REMEMBERED_PAGES: Final = 16
+_MOV_EAX: Final = b"\xb8"
+_RET: Final = b"\xc3"
+
+
+@frozen(kw_only=True)
+class UnicornHost:
+    """Answers like the kernel that `profile` names, to a guest that runs on Unicorn."""
+
+    profile: Profile
+    limits: HostLimits = Factory(HostLimits)
+
+    @property
+    def name(self) -> str:
+        """For reports."""
+        return f"emulated {self.profile.name}, guest on Unicorn"
+
+    def create_vm(self, shape: VmShape, *, cpu_vendor: str = "amd") -> UnicornVm:
+        """A VM of that shape, its clock at 0; raises HostError if its memory can't be had."""
+        slots = map_slots(shape)
+        machine = create_machine(self.profile, self.limits, shape, slots, cpu_vendor=cpu_vendor)
+        try:
+            cpu = ReplayCpu(slots, machine.state.memory, cpu_vendor)
+        except UnicornError as error:
+            raise HostError(f"the guest's memory can't be given to Unicorn: {error}") from error
+        return UnicornVm(machine, cpu=cpu)
+
+
+@define(eq=False)
+class UnicornVm(EmulatedVm):
+    """A VM whose guest side is executed; see `HostVm` for what the methods do."""
+
+    cpu: ReplayCpu = field(kw_only=True)
+    hypercall_pages: deque[int] = field(factory=lambda: deque(maxlen=_REMEMBERED_PAGES), init=False)
+    """Where the guest asked for hypercall pages (gpa), newest last."""
+    _stubs: dict[int, bytes] = field(factory=dict, init=False)
+    """The stubs of the hypercall page as they were executed last, by address."""
+
+    def hypercall(self, vcpu: int, call: GuestCall) -> CallOutcome:
+        state = self.machine.state.vcpus[vcpu]
+        self.machine.enter(state)
+        mode = Mode.of(longmode=call.longmode, compat=call.compat)
+        stub = self._page_stub(call) if call.via_page else None
+        registers = self.cpu.call(Parked(vcpu, mode, call.cpl), call.nr, call.args, stub)
+        pointers = GuestPointers(self.machine.state.memory, call, self.cpu.translate)
+        try:
+            outcome = self.machine.hypercall(
+                state, registers, pointers.read, linear_rip=self.cpu.rip, block_until=call.over_by
+            )
+        except UnseenMemory:
+            return CallOutcome()
+        if isinstance(outcome, int):
+            return CallOutcome(rax=self.cpu.answer(outcome))
+        self.cpu.wait(vcpu)
+        return CallOutcome(exit=outcome)
+
+    def complete(self, vcpu: int, result: int) -> int:
+        self.cpu.continue_waiting(vcpu)
+        completes = self.machine.complete_hypercall(self.machine.state.vcpus[vcpu], linear_rip=self.cpu.rip)
+        return self.cpu.answer(result & U64_MAX) if completes else self.cpu.go_on()
+
+    def wrmsr(self, vcpu: int, msr: int, value: int, *, longmode: bool, compat: bool = False) -> MsrOutcome:
+        state = self.machine.state.vcpus[vcpu]
+        self.machine.enter(state)
+        write = self.cpu.write_msr(Parked(vcpu, Mode.of(longmode=longmode, compat=compat), 0), msr, value)
+        try:
+            outcome = self.machine.wrmsr(
+                state, write.msr, write.value, long_mode_active=write.long_mode_active
+            )
+        except KvmError as error:
+            return MsrOutcome(ok=False, run_ret=-error.errno)
+        if outcome is MsrWrite.OK:
+            self._remember_page(write.value & ~(PAGE_SIZE - 1))
+            self.cpu.skip_msr_write()
+            return MsrOutcome(ok=True)
+        return MsrOutcome(ok=not self.cpu.fault_msr_write())
+
+    def take_interrupt(self, vcpu: int) -> int | None:
+        vector = self.machine.take_vector(self.machine.state.vcpus[vcpu])
+        return None if vector is None else self.cpu.interrupt(vcpu, vector)
+
+    def _remember_page(self, page: int) -> None:
+        if page < _IDENTITY_MAPPED:
+            if page in self.hypercall_pages:
+                self.hypercall_pages.remove(page)
+            self.hypercall_pages.append(page)
+
+    def _page_stub(self, call: GuestCall) -> int | None:
+        """Where the newest hypercall page that has a stub for a call has it; None if there is none.
+
+        Only what looks like a stub is executed: a trace may store anything there.
+        """
+        number = call.nr & (U64_MAX if call.longmode else U32_MAX)
+        if number >= PAGE_SIZE // STUB_SIZE:
+            return None
+        for page in reversed(self.hypercall_pages):
+            address = page + number * STUB_SIZE
+            found = self.machine.state.memory.read(address, STUB_SIZE) or b""
+            if _is_stub(found, number):
+                if self._stubs.get(address) != found:
+                    self.cpu.flush_code()
+                    self._stubs[address] = found
+                return address
+        return None
+
+
+def _is_stub(found: bytes, number: int) -> bool:
+    mov = _MOV_EAX + number.to_bytes(4, "little")
+    return any(found.startswith(mov + instruction + _RET) for instruction in INSTRUCTIONS.values())
