@@ -16,6 +16,9 @@ from pytest_xenkvm.core.eventfd import Eventfd
 from pytest_xenkvm.core.memory import GuestMemory
 from pytest_xenkvm.core.profile import HostLimits, Profile
 
+_INTERCEPT_HCALL: Final = int(XenHvmFlag.INTERCEPT_HCALL)
+"""A plain number: this is asked at every guest entry."""
+
 ANY_PORT: Final = -1
 """A poll of any number of ports but one wakes for every masked event of its vCPU."""
 
@@ -153,7 +156,7 @@ class VmState:
     @property
     def intercepts_hypercalls(self) -> bool:
         """VMCALL and VMMCALL are Xen hypercalls."""
-        return self.xen_enabled and bool(self.config.flags & XenHvmFlag.INTERCEPT_HCALL)
+        return self.xen_enabled and bool(self.config.flags & _INTERCEPT_HCALL)
 
     @property
     def has_local_apic(self) -> bool:

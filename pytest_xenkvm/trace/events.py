@@ -7,9 +7,9 @@ The fields are those of the interchange format (docs/reference/trace-format.md),
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, TypeVar
 
-from attrs import Factory, frozen
+from attrs import Factory, fields, frozen
 
 JsonObject = Mapping[str, Any]
 """A JSON object as parsed; by convention never mutated."""
@@ -254,3 +254,17 @@ EVENTS: Final[dict[str, type[Event]]] = {
     )
 }
 """Every event class by its `ev`."""
+
+_FIELDS: Final = {cls: tuple(field.name for field in fields(cls)) for cls in EVENTS.values()}
+
+E = TypeVar("E", bound=Event)
+
+
+def at_time(event: E, ts: int | None) -> E:
+    """The same event at another time: what `attrs.evolve` makes, at a fraction of the price."""
+    made = object.__new__(type(event))
+    put = object.__setattr__
+    for name in _FIELDS[type(event)]:
+        put(made, name, getattr(event, name))
+    put(made, "ts", ts)
+    return made

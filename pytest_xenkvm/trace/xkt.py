@@ -17,7 +17,7 @@ from attrs import frozen
 from pytest_xenkvm.abi.numbers import U64_MAX
 from pytest_xenkvm.trace import blocks
 from pytest_xenkvm.trace.errors import Malformed, TraceError
-from pytest_xenkvm.trace.events import Event, Header, Hypercall
+from pytest_xenkvm.trace.events import Event, Header, Hypercall, at_time
 from pytest_xenkvm.trace.fields import check_event, decode_event, encode_event
 from pytest_xenkvm.trace.header import VERSION, decode_header, encode_header
 from pytest_xenkvm.trace.rows import (
@@ -138,6 +138,7 @@ class XktTrace:
                 if next(unpacking, None) != (sum(counts), ts):
                     raise Unfit("is damaged: a block doesn't go on where the one before ended")
                 decoder = RowDecoder()
+                known: dict[Row, Event] = {}
                 for row in unpacking:
                     if plain(row):
                         ts = ts + row[TS] & U64_MAX
@@ -150,7 +151,7 @@ class XktTrace:
                     elif row[CODE] == SHAPE:
                         decoder.define(row)
                     else:
-                        event = self._event(decoder, row, ts)
+                        event = self._event(decoder, row, ts, known)
                         ts = ts if event.ts is None else event.ts
                         counts[CODES[event.kind]] += 1
                         yield event
@@ -158,13 +159,15 @@ class XktTrace:
                     raise Unfit(CUT_ROW)
                 check_tail(unpacking, content)
 
-    def _event(self, decoder: RowDecoder, row: Row, previous: int) -> Event:
-        kind, members = decoder.members(row)
-        if row[TS] is not None:
-            members["ts"] = previous + U64.decode(row[TS]) & U64_MAX
-        event = decode_event(kind, members)
-        check_event(event, self.header)
-        return event
+    def _event(self, decoder: RowDecoder, row: Row, previous: int, known: dict[Row, Event]) -> Event:
+        """Decode a row. Rows that differ in time only are decoded once: `known` are those of this block."""
+        timeless = row[:TS] + row[TS + 1 :]
+        event = known.get(timeless)
+        if event is None:
+            event = decode_event(*decoder.members(row))
+            check_event(event, self.header)
+            known[timeless] = event
+        return at_time(event, None if row[TS] is None else previous + U64.decode(row[TS]) & U64_MAX)
 
     def _contents(self, file: BinaryIO, counts: list[int]) -> Iterator[bytes]:
         """Read the event blocks' contents; check at the end that the totals are those that were read."""
