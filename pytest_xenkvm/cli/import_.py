@@ -13,6 +13,7 @@ from attrs import evolve
 
 from pytest_xenkvm.abi.numbers import KVM_MAX_VCPUS_ALLOWED, PAGE_SIZE
 from pytest_xenkvm.cli.errors import UserError
+from pytest_xenkvm.core.profile import profile_for_release
 from pytest_xenkvm.trace.decode_values import text
 from pytest_xenkvm.trace.events import IRQCHIPS, VENDORS
 from pytest_xenkvm.trace.files import write_trace
@@ -41,7 +42,7 @@ Recordings (--from):
 
 \b
 Examples:
-  xenkvm import ftrace.txt.gz                              ftrace.xkt, beside the recording
+  xenkvm import ftrace.txt.gz                              ftrace.xkt, in this folder
   xenkvm import qemu.log -o boot.jsonl --kernel 6.12.117   JSON Lines, to read or to edit
   xenkvm import ftrace.txt --irqchip split --memory 192M   what the recording doesn't show
   xenkvm import ftrace.txt --answers qemu.log              and what QEMU answered in that run
@@ -74,7 +75,7 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
     "--output",
     type=click.Path(path_type=Path),
     metavar="TRACE",
-    help="Where to: .xkt, or .jsonl for JSON Lines. Default: RECORDING's name with .xkt.",
+    help="Where to: .xkt, or .jsonl for JSON Lines. Default: RECORDING's name with .xkt, in this folder.",
 )
 @click.option(
     "--from",
@@ -112,7 +113,7 @@ def import_(  # noqa: PLR0913 - an argument an option
 ) -> None:
     """Turn RECORDING (text, or text compressed with gzip) into a trace that can be shown and replayed."""
     target = output or _default_output(recording)
-    _check_output(target, force=force)
+    _check_output(target, recording, force=force)
     path = str(recording)
     source = source or detect(islice(open_text(recording), DETECT_LINES), path=path)
     lines = _watched(open_text(recording), "lines read")
@@ -122,6 +123,8 @@ def import_(  # noqa: PLR0913 - an argument an option
     header = evolve(imported.header, notes="; ".join(filter(None, (notes, imported.header.notes))))
     write_trace(target, header, _watched(imported.events, "events written"))
     click.echo(str(imported.report), err=True)
+    if header.kernel is None:
+        click.echo(f"no --kernel given: replays as {profile_for_release(None).name} unless told", err=True)
     click.echo(f"from {source}, wrote {text(str(target), 1000)}: {len(imported.events):,} events", err=True)
 
 
@@ -131,12 +134,14 @@ def _answers(log: Path) -> Imported:
 
 def _default_output(recording: Path) -> Path:
     name = recording.name.removesuffix(".gz")
-    return recording.with_name(name).with_suffix(".xkt")
+    return Path(name).with_suffix(".xkt")
 
 
-def _check_output(target: Path, *, force: bool) -> None:
+def _check_output(target: Path, recording: Path, *, force: bool) -> None:
     if not target.name.endswith(_OUTPUTS):
         raise UserError(f"{target}: a trace's name ends in .xkt, .jsonl or .jsonl.gz")
+    if target.exists() and target.samefile(recording):
+        raise UserError(f"{target}: is the recording itself; -o names another file")
     if target.exists() and not force:
         raise UserError(f"{target}: exists already; --force replaces it, -o names another file")
 

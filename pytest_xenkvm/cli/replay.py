@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Final
 
 import click
@@ -20,8 +22,10 @@ from pytest_xenkvm.report.json_result import result_json
 from pytest_xenkvm.report.text import Role, divergences_lines, verdict_line, verdict_lines
 from pytest_xenkvm.rules.model import State
 from pytest_xenkvm.rules.registry import RuleError, all_rules, select_rules
-from pytest_xenkvm.rules.run import AUTO, ReplayOptions, ReplayResult, run_trace
+from pytest_xenkvm.rules.run import AUTO, ENGINES, MODEL, ReplayOptions, ReplayResult, run_trace
+from pytest_xenkvm.trace.errors import TraceError
 from pytest_xenkvm.trace.files import open_trace
+from pytest_xenkvm.vmm.behaviour import VmmBehaviour
 from pytest_xenkvm.vmm.load import BehaviourError, load_behaviour
 
 FAILED_EXIT: Final = 1
@@ -36,6 +40,7 @@ _EPILOG: Final = """\b
 Examples:
   xenkvm replay @linux-boot                        a bundled recording of a real guest
   xenkvm replay boot.xkt --profile linux-7.3       what the new ABI makes of an old recording
+  xenkvm replay boot.xkt --engine unicorn          guest code makes the hypercalls
   xenkvm replay boot.xkt --rules 'vcpu-id.*'       judge these rules only
   xenkvm replay boot.xkt --until 120               stop before event 120
   xenkvm replay boot.xkt --vmm my_vmm:MyVmm        the guest's side only; your VMM does the rest
@@ -55,6 +60,13 @@ Exit codes: 0 all well, 1 a divergence or a violated rule, 2 unusable input (the
     help="The kernel to answer like; auto: the one that the trace was recorded on.",
 )
 @click.option(
+    "--engine",
+    type=click.Choice(ENGINES),
+    default=MODEL,
+    show_default=True,
+    help="What plays the guest: registers alone, or code on an emulated CPU.",
+)
+@click.option(
     "--rules", "selection", metavar="SELECTION", help='Rule ids or patterns, comma-separated; "!" excludes.'
 )
 @click.option("--vmm", metavar="MODULE:CLASS", help="A VMM behaviour, which then configures and answers.")
@@ -67,6 +79,7 @@ def replay(  # noqa: PLR0913 - an argument an option
     *,
     trace: str,
     profile: str,
+    engine: str,
     selection: str | None,
     vmm: str | None,
     until: int | None,
@@ -77,23 +90,34 @@ def replay(  # noqa: PLR0913 - an argument an option
     try:
         opened = open_trace(trace)
         rules = select_rules(all_rules(), selection)
-        behaviour = None if vmm is None else load_behaviour(vmm)
-        options = ReplayOptions(profile=profile, behaviour=behaviour, until=until)
+        behaviour = None if vmm is None else _load(vmm)
+        options = ReplayOptions(profile=profile, engine=engine, behaviour=behaviour, until=until)
         result = run_trace(opened, rules, options, _progress())
+        if sys.stderr.isatty():
+            click.echo("\r\x1b[K", nl=False, err=True)
     except (ReplayError, HostError, RuleError, BehaviourError) as error:
         raise UserError(f"{trace}: {error}") from error
+    except Exception as error:
+        if vmm is None or isinstance(error, (TraceError, OSError)):
+            raise
+        traceback.print_exc()  # of the user's own code, which only they can mend
+        raise UserError(f"{trace}: the VMM behaviour {vmm} raised {type(error).__name__}: {error}") from error
     if as_json:
         click.echo(json.dumps(result_json(result)))
     else:
-        for line in _lines(result, _rerun(trace, profile, result), verbose=verbose):
+        for line in _lines(result, _rerun(trace, options, result), options, verbose=verbose):
             click.echo(line)
     if not result.ok:
         ctx.exit(FAILED_EXIT)
 
 
-def _lines(result: ReplayResult, rerun: str | None, *, verbose: bool) -> Iterator[str]:
+def _lines(
+    result: ReplayResult, rerun: str | None, options: ReplayOptions, *, verbose: bool
+) -> Iterator[str]:
     limit = sys.maxsize if verbose else _SHOWN
     how = f"VMM {result.vmm}" if result.vmm else "recorded VMM"
+    if options.engine != MODEL:
+        how = f"{how}, engine {options.engine}"
     yield f"{result.trace}: {result.events:,} events, {result.hypercalls:,} hypercalls, {how}"
     yield from divergences_lines(result, _style, limit)
     if rerun:
@@ -112,16 +136,24 @@ def _lines(result: ReplayResult, rerun: str | None, *, verbose: bool) -> Iterato
     yield "rules: " + ", ".join(f"{states[state]} {state.value.replace('-', ' ')}" for state in State)
 
 
-def _rerun(trace: str, profile: str, result: ReplayResult) -> str | None:
+def _rerun(trace: str, options: ReplayOptions, result: ReplayResult) -> str | None:
     """The command that stops right behind the first divergence."""
     if not result.divergences:
         return None
-    options = "" if profile == AUTO else f" --profile {profile}"
-    return f"xenkvm replay {shlex.quote(trace)}{options} --until {result.divergences[0].place.index + 1}"
+    profile = [] if options.profile == AUTO else ["--profile", options.profile]
+    engine = [] if options.engine == MODEL else ["--engine", options.engine]
+    until = ["--until", str(result.divergences[0].place.index + 1)]
+    return shlex.join(["xenkvm", "replay", trace, *profile, *engine, *until])
 
 
 def _style(piece: str, role: Role) -> str:
     return click.style(piece, fg=_COLOURS.get(role), dim=role == "dim")
+
+
+def _load(vmm: str) -> VmmBehaviour:
+    """The VMM behaviour, which may lie in the folder that the command runs in."""
+    sys.path.insert(0, str(Path.cwd()))
+    return load_behaviour(vmm)
 
 
 def _progress() -> Callable[[Observation], None] | None:

@@ -112,11 +112,11 @@ class _VmmReplay:
         return Observation(place=place, event=happened)
 
     def _answer(self, event: Hypercall, xen_exit: XenExit) -> int:
-        result = self.behaviour.on_hypercall(self.vm.vcpus[event.vcpu], xen_exit)
-        if not isinstance(result, int):
+        result: object = self.behaviour.on_hypercall(self.vm.vcpus[event.vcpu], xen_exit)
+        if not isinstance(result, int) or not -(1 << 63) <= result <= U64_MAX:
             raise ReplayError(
                 f"the VMM behaviour's on_hypercall returned {result!r} for hypercall {xen_exit.input}, "
-                "expected an int (-ENOSYS is an answer)"
+                "expected an int that fits RAX (-ENOSYS is an answer)"
             )
         self.answer = result & U64_MAX
         return self.answer

@@ -71,6 +71,10 @@ def divergence_lines(divergence: Divergence, style: Style = plain) -> list[str]:
 def divergences_lines(result: ReplayResult, style: Style = plain, limit: int = MAX_SHOWN) -> list[str]:
     """How many divergences a replay has, and the first `limit` of them."""
     count = result.divergence_count
+    if result.vmm is not None:
+        return [
+            f"{result.trace}: replayed on {result.profile} with VMM {result.vmm}, whose answers are its own"
+        ]
     if not count:
         return [f"{result.trace}: {style('no divergence', 'good')} on {result.profile}"]
     headline = f"{count} divergence{_s(count)} from the recording on {result.profile}"

@@ -6,10 +6,13 @@ every host. Where the kernel refuses, it raises KvmError with the errno.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import IntEnum
+from struct import error as StructError  # noqa: N812 (it is a class)
 from typing import Any, NamedTuple
 
-from attrs import define, frozen
+from attrs import define, field, frozen
 
 from pytest_xenkvm.abi import ioctls
 from pytest_xenkvm.abi.numbers import (
@@ -90,6 +93,18 @@ def _check(ret: int) -> int:
     return ret
 
 
+@contextmanager
+def _fitting(attributes: type[IntEnum], type_: int, value: Any) -> Iterator[None]:
+    """Say which value of which attribute its structure can't hold (ValueError)."""
+    try:
+        yield
+    except (StructError, AttributeError, TypeError) as error:
+        name = attributes(type_).name if type_ in {*attributes} else str(type_)
+        raise ValueError(f"{value!r} is no value of attribute {name}: {error}") from error
+    except KeyError:
+        raise ValueError(f"there is no attribute {type_} that could be set") from None
+
+
 def _attribute(type_: int) -> bytearray:
     argument = bytearray(ioctls.ATTR_SIZE)
     ioctls.ATTR_HEADER.pack_into(argument, 0, type_)
@@ -102,7 +117,7 @@ class Vcpu:
 
     index: int
     id: int
-    _files: _Files
+    _files: _Files = field(repr=False)
 
     def ioctl(self, request: int, argument: bytearray) -> int:
         """Any ioctl of the vCPU's file; a positive result, or KvmError."""
@@ -111,7 +126,8 @@ class Vcpu:
     def set_attr(self, type_: int, value: Any) -> None:
         """KVM_XEN_VCPU_SET_ATTR with the union's member as the core has it: an int, TimerSetting, a tuple."""
         argument = _attribute(type_)
-        codec.store_vcpu_value(argument, type_, value)
+        with _fitting(VcpuAttr, type_, value):
+            codec.store_vcpu_value(argument, type_, value)
         self.ioctl(ioctls.KVM_XEN_VCPU_SET_ATTR, argument)
 
     def get_attr(self, type_: int) -> Any:
@@ -181,7 +197,7 @@ class Vcpu:
 class Vm:
     """A VM with its vCPUs in the order of creation."""
 
-    _files: _Files
+    _files: _Files = field(repr=False)
     vcpus: tuple[Vcpu, ...]
 
     @classmethod
@@ -210,7 +226,8 @@ class Vm:
     def set_attr(self, type_: int, value: Any) -> None:
         """KVM_XEN_HVM_SET_ATTR with the union's member: an int, or OutboundRequest for EVTCHN."""
         argument = _attribute(type_)
-        codec.store_vm_value(argument, type_, value)
+        with _fitting(HvmAttr, type_, value):
+            codec.store_vm_value(argument, type_, value)
         self.ioctl(ioctls.KVM_XEN_HVM_SET_ATTR, argument)
 
     def get_attr(self, type_: int) -> Any:

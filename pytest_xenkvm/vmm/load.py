@@ -25,7 +25,8 @@ def load_behaviour(spec: str) -> VmmBehaviour:
         for part in name.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError) as error:
-        raise BehaviourError(f"the VMM behaviour {spec!r} can't be imported: {error}") from error
+        hint = "; is its folder on PYTHONPATH?" if isinstance(error, ModuleNotFoundError) else ""
+        raise BehaviourError(f"the VMM behaviour {spec!r} can't be imported: {error}{hint}") from error
     behaviour = found() if callable(found) else found
     for method in ("configure", "on_hypercall"):
         if not callable(getattr(behaviour, method, None)):

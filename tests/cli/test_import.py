@@ -23,6 +23,11 @@ QEMU_LOG: Final = """\
 """Two lines of QEMU's trace log, one of them a hypercall."""
 
 
+@pytest.fixture(autouse=True)
+def _in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture
 def recording(tmp_path: Path) -> Path:
     """A recording that an importer knows, compressed."""
@@ -31,7 +36,9 @@ def recording(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_recording_becomes_a_trace_beside_it(recording: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_recording_becomes_a_trace_in_this_folder(
+    recording: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Without -o the trace takes the recording's name; the report goes to stderr, nothing to stdout."""
     assert run(["import", str(recording)]) == 0
     captured = capsys.readouterr()
@@ -145,3 +152,14 @@ def test_progress_is_for_terminals(tmp_path: Path, capsys: pytest.CaptureFixture
     os.close(ours)
     assert process.returncode == 0
     assert b"\r10,000 lines read\r20,000 lines read\r\x1b[K" in received
+
+
+def test_the_recording_itself_is_never_overwritten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An output that is the recording is refused, --force or not."""
+    recording = tmp_path / "boot.jsonl"
+    recording.write_text(QEMU_LOG)
+    assert run(["import", str(recording), "-o", str(recording), "--force"]) == 2
+    assert "is the recording itself" in capsys.readouterr().err
+    assert recording.read_text() == QEMU_LOG

@@ -111,6 +111,42 @@ def test_vmm_behaviour_takes_part(
     assert "vcpu-id.set-before-timers" in states(answer, "violated")
 
 
+def test_a_vmm_that_raises_is_no_violation(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a behaviour raises is shown with its traceback; exit code 2. Its folder may be this one."""
+    (tmp_path / "raising_vmm.py").write_text(
+        "from pytest_xenkvm.vmm import Vmm\n"
+        "class Raising(Vmm):\n"
+        "    def configure(self, vm):\n"
+        "        vm.vcpus[0].set_vcpu_id('one')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert run(["replay", "@linux-boot-1vcpu", "--vmm", "raising_vmm:Raising"]) == 2
+    err = capsys.readouterr().err
+    assert "raising_vmm.py" in err
+    assert "ValueError: 'one' is no value of attribute VCPU_ID" in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("answer", [2**64, -(2**63) - 1, None])
+def test_an_answer_must_fit_the_register(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: int | None
+) -> None:
+    """An answer that RAX can't hold, or none at all, is one sentence and exit code 2."""
+    (tmp_path / "wide_vmm.py").write_text(
+        "from pytest_xenkvm.vmm import Vmm\n"
+        "class Wide(Vmm):\n"
+        "    def configure(self, vm):\n"
+        "        vm.xen_hvm_config()\n"
+        "    def on_hypercall(self, vcpu, xen_exit):\n"
+        f"        return {answer}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "wide_vmm", raising=False)
+    assert run(["replay", "@linux-boot-1vcpu", "--vmm", "wide_vmm:Wide"]) == 2
+    assert "expected an int that fits RAX" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

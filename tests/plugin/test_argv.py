@@ -31,8 +31,26 @@ def test_names_are_joined_to_the_option(
 ) -> None:
     """At start-up, what stands right behind the option is joined to it, and nothing else."""
     monkeypatch.setattr(sys, "argv", written)
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "pytest", *written[1:]])
     exec(START_UP.read_text(), {}, {})  # noqa: S102 - what Python does with it
     assert sys.argv == spelt
+
+
+@pytest.mark.parametrize(
+    ("started_as", "argv"),
+    [
+        (["python", "prog.py", "--xenkvm-trace", "a"], ["prog.py", "--xenkvm-trace", "a"]),
+        (["python", "-m", "pytest", "--", "--xenkvm-trace", "a"], ["-m", "--", "--xenkvm-trace", "a"]),
+    ],
+)
+def test_other_arguments_are_left_alone(
+    monkeypatch: pytest.MonkeyPatch, started_as: list[str], argv: list[str]
+) -> None:
+    """Other programs' arguments, and what stands behind --, stay as they are."""
+    monkeypatch.setattr(sys, "argv", [*argv])
+    monkeypatch.setattr(sys, "orig_argv", started_as)
+    exec(START_UP.read_text(), {}, {})  # noqa: S102 - what Python does with it
+    assert sys.argv == argv
 
 
 def test_command_as_written_in_the_readme(tmp_path: Path) -> None:
