@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from pytest_xenkvm.rules import forwarded_timers, id_bounds, migration, vcpu_id
+from pytest_xenkvm.rules import forwarded_timers, id_bounds, migration, vcpu_id, vmm_duties
 from pytest_xenkvm.rules.model import Rule
 
 BUNDLED: Final[tuple[Rule, ...]] = (
@@ -29,4 +29,5 @@ BUNDLED: Final[tuple[Rule, ...]] = (
     forwarded_timers.SET_TIMER_IGNORES_ID,
     forwarded_timers.ABOVE_CPL0_FORWARDS,
     *migration.RULES,
+    *vmm_duties.RULES,
 )
