@@ -58,7 +58,8 @@ Examples:
   xenkvm show boot.xkt --count                  which hypercalls, and who answered them
   xenkvm COMMAND --help                         options and more examples
 
-Exit codes: 0 all went well, 2 the request can't be served (the reason is on stderr), 130 interrupted.
+Exit codes: 0 all went well, 1 a replay diverged or a rule was violated, 2 the request can't be served (the
+reason is on stderr), 130 interrupted.
 """
 
 

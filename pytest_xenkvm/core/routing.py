@@ -14,12 +14,13 @@ from attrs import frozen
 from pytest_xenkvm.abi.numbers import (
     KVM_IRQ_ROUTING_XEN_EVTCHN,
     KVM_IRQFD_FLAG_DEASSIGN,
+    KVM_IRQFD_FLAG_RESAMPLE,
     KVM_MAX_IRQ_ROUTES,
 )
 from pytest_xenkvm.core.errors import KvmError
-from pytest_xenkvm.core.eventfd import lookup
+from pytest_xenkvm.core.eventfd import Eventfd, lookup
 from pytest_xenkvm.core.evtchn import check_priority, deliver
-from pytest_xenkvm.core.state import EvtchnDelivery, Irqfd, VmState
+from pytest_xenkvm.core.state import EvtchnDelivery, VmState
 
 
 @frozen(kw_only=True)
@@ -37,14 +38,18 @@ def set_gsi_routing(vm: VmState, entries: Sequence[GsiRoute]) -> None:
     """KVM_SET_GSI_ROUTING: replace all routes. Ports and vCPUs are not checked.
 
     Raises KvmError -EINVAL, the old routes staying, without an irqchip, for a GSI >= 4096, a priority
-    other than 2LEVEL, or a second route of a GSI that has a Xen one.
+    other than 2LEVEL, a second route of a GSI where either is a Xen one, or more than 4096 entries.
+    Entries of other types are the irqchip's business: they raise no Xen event.
     """
-    if vm.irqchip == "none":
+    if vm.irqchip == "none" or len(entries) > KVM_MAX_IRQ_ROUTES:
         raise KvmError(EINVAL)
     routes: dict[int, EvtchnDelivery] = {}
+    others: set[int] = set()
     for entry in entries:
-        if entry.gsi >= KVM_MAX_IRQ_ROUTES or entry.gsi in routes:
+        is_xen = entry.type == KVM_IRQ_ROUTING_XEN_EVTCHN
+        if entry.gsi >= KVM_MAX_IRQ_ROUTES or entry.gsi in routes or (is_xen and entry.gsi in others):
             raise KvmError(EINVAL)
+        others.add(entry.gsi)
         if entry.type == KVM_IRQ_ROUTING_XEN_EVTCHN:
             check_priority(entry.priority)
             routes[entry.gsi] = EvtchnDelivery(port=entry.port, vcpu_id=entry.vcpu_id)
@@ -66,19 +71,22 @@ def set_irqfd(vm: VmState, *, fd: int, gsi: int, flags: int) -> None:
     """KVM_IRQFD: let eventfd `fd` raise `gsi`, or (DEASSIGN) no more.
 
     Assigning with a pending count injects at once and leaves the count; deassigning what was not assigned
-    is fine, even without an irqchip. Raises KvmError: -EINVAL for other flags, or when assigning without an
-    irqchip, -EBADF for an unknown eventfd, -EBUSY if the eventfd has an irqfd already.
+    is fine, even without an irqchip. Raises KvmError: -EINVAL for other flags, when assigning without an
+    irqchip or with RESAMPLE (which takes a second eventfd that traces don't hold), -EBADF for an unknown
+    eventfd, -EBUSY if the eventfd has an irqfd already.
     """
-    if flags & ~KVM_IRQFD_FLAG_DEASSIGN or (vm.irqchip == "none" and not flags):
+    deassign = flags & KVM_IRQFD_FLAG_DEASSIGN
+    if flags & ~(KVM_IRQFD_FLAG_DEASSIGN | KVM_IRQFD_FLAG_RESAMPLE):
+        raise KvmError(EINVAL)
+    if not deassign and (flags or vm.irqchip == "none"):
         raise KvmError(EINVAL)
     eventfd = lookup(vm.files, fd)
-    if flags & KVM_IRQFD_FLAG_DEASSIGN:
-        _deassign(vm, Irqfd(eventfd=eventfd, gsi=gsi))
+    if deassign:
+        _deassign(vm, eventfd, gsi)
         return
-    if any(irqfd.eventfd is eventfd for irqfd in vm.irqfds):
+    if eventfd in vm.irqfds:
         raise KvmError(EBUSY)
-    irqfd = Irqfd(eventfd=eventfd, gsi=gsi)
-    vm.irqfds.append(irqfd)
+    vm.irqfds[eventfd] = gsi
 
     def on_signal() -> None:
         eventfd.drain()
@@ -89,11 +97,11 @@ def set_irqfd(vm: VmState, *, fd: int, gsi: int, flags: int) -> None:
         _inject(vm, gsi)
 
 
-def _deassign(vm: VmState, irqfd: Irqfd) -> None:
-    if irqfd in vm.irqfds:
-        vm.irqfds.remove(irqfd)
-        irqfd.eventfd.listeners.clear()
-        irqfd.eventfd.drain()
+def _deassign(vm: VmState, eventfd: Eventfd, gsi: int) -> None:
+    if vm.irqfds.get(eventfd) == gsi:
+        del vm.irqfds[eventfd]
+        eventfd.listeners.clear()
+        eventfd.drain()
 
 
 def _inject(vm: VmState, gsi: int) -> None:

@@ -51,14 +51,6 @@ class OutboundPort:
     target: EvtchnDelivery | Eventfd
 
 
-@frozen(kw_only=True)
-class Irqfd:
-    """An eventfd that raises a GSI."""
-
-    eventfd: Eventfd
-    gsi: int
-
-
 @define
 class Timer:
     """A vCPU's timer. `expires_ns` is what a GET shows; `deadline` is set while it runs."""
@@ -136,7 +128,8 @@ class VmState:
     runstate_update_flag: bool = False
     outbound: dict[int, OutboundPort] = Factory(dict)
     routes: dict[int, EvtchnDelivery] = Factory(dict)
-    irqfds: list[Irqfd] = Factory(list)
+    irqfds: dict[Eventfd, int] = Factory(dict)
+    """The GSI that each eventfd raises."""
     files: dict[int, Eventfd | None] = Factory(dict)
     """The VMM's open files by number; None is a file that is no eventfd."""
     vcpus: list[VcpuState] = Factory(list)

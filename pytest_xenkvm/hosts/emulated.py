@@ -25,6 +25,10 @@ from pytest_xenkvm.trace.events import VmShape
 
 FIRST_FD: Final = 3
 
+_MAP_NORESERVE: Final = 0x4000
+_MAP_FLAGS: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+"""Guest memory takes host memory only where it is written."""
+
 
 @frozen(kw_only=True)
 class EmulatedHost:
@@ -47,7 +51,7 @@ class EmulatedHost:
 def map_slots(shape: VmShape) -> list[tuple[int, mmap.mmap]]:
     """Zeroed memory for each slot, with its guest address; raises HostError."""
     try:
-        return [(slot.gpa, mmap.mmap(-1, slot.size)) for slot in shape.memory]
+        return [(slot.gpa, mmap.mmap(-1, slot.size, flags=_MAP_FLAGS)) for slot in shape.memory]
     except (OSError, ValueError, OverflowError) as error:
         total = sum(slot.size for slot in shape.memory)
         raise HostError(f"can't map {total} bytes of guest memory: {error}") from error

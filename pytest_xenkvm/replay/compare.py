@@ -22,6 +22,9 @@ class Difference:
     observed: Any
 
 
+MAX_SHOWN: Final = 4096
+"""Bytes of memory that a difference holds of either side: a page."""
+
 _SUM_IS_OFF: Final = Difference("sum_ok", expected=True, observed=False)
 
 
@@ -100,7 +103,7 @@ def _mem(recorded: Mem, happened: Mem) -> Iterator[Difference]:
         return
     mask = recorded.mask or b"\xff" * len(recorded.data)
     if _masked(recorded.data, mask) != _masked(happened.data, mask):
-        yield Difference("mem", recorded.data.hex(), happened.data.hex())
+        yield Difference("mem", recorded.data[:MAX_SHOWN].hex(), happened.data[:MAX_SHOWN].hex())
     if recorded.sum_ok and not _guest_runstate_adds_up(happened.data):
         yield _SUM_IS_OFF
 

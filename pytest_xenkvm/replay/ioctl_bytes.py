@@ -12,13 +12,16 @@ from typing import Any, Final
 from attrs import Factory, define
 
 from pytest_xenkvm.abi import ioctls
-from pytest_xenkvm.abi.numbers import U32_MAX, U64_MAX, EvtchnStat, HvmAttr, VcpuAttr
+from pytest_xenkvm.abi.numbers import PAGE_SIZE, U32_MAX, U64_MAX, EvtchnStat, HvmAttr, VcpuAttr
 from pytest_xenkvm.hosts.protocol import HostVm
 from pytest_xenkvm.trace.events import Ioctl, JsonObject
 from pytest_xenkvm.vmm.handles import IoctlMade
 
 NO_SUCH_FD: Final = 0x7FFF_FFFF
 """Stands for an eventfd that the trace never created."""
+
+UNMAPPED_HVA: Final = 0x1_0000
+"""Stands for the host address of guest memory that isn't there; 0 would switch an area off."""
 
 RUNSTATE_MEMBERS: Final = (
     "state",
@@ -47,7 +50,7 @@ class Names:
         if isinstance(value, int):
             return value
         address = self.vm.gpa_to_hva(value["gpa"])
-        return 0 if address is None else address
+        return UNMAPPED_HVA + value["gpa"] % PAGE_SIZE if address is None else address
 
     def symbolic(self, hva: int) -> int | dict[str, int]:
         """The opposite of `host_address`."""

@@ -32,7 +32,11 @@ from pytest_xenkvm.trace.events import (
     VcpuRun,
     Wait,
     Wrmsr,
+    brief,
 )
+
+UNTIMED_EVENT_NS: Final = 1000
+"""What passes before an event without a time, so that "long ago" lies in the past."""
 
 CONTEXT_EVENTS: Final = 3
 """How many earlier events of a vCPU a divergence carries."""
@@ -69,7 +73,7 @@ class _KernelReplay:
     recent: dict[int | None, deque[tuple[Place, Event]]] = Factory(dict)
 
     def step(self, place: Place, event: Event, following: Event | None) -> Observation:
-        self.stepper.vm.pass_time(until=self.now)
+        self.stepper.vm.pass_time(ns=UNTIMED_EVENT_NS if event.ts is None else 0, until=self.now)
         happened = self._do(event)
         unseen: tuple[str, ...] = ()
         if happened is not None:
@@ -124,14 +128,14 @@ class _KernelReplay:
             kind=found.kind,
             expected=found.expected,
             observed=found.observed,
-            recorded=recorded,
-            happened=happened,
+            recorded=brief(recorded),
+            happened=brief(happened),
             preceding=tuple(self.recent.get(getattr(recorded, "vcpu", None), ())),
         )
 
     def _remember(self, place: Place, event: Event) -> None:
         vcpu = getattr(event, "vcpu", None)
-        self.recent.setdefault(vcpu, deque(maxlen=CONTEXT_EVENTS)).append((place, event))
+        self.recent.setdefault(vcpu, deque(maxlen=CONTEXT_EVENTS)).append((place, brief(event)))
 
 
 def _recorded_answer(event: Hypercall, _exit: XenExit) -> int:

@@ -16,6 +16,7 @@ from pytest_xenkvm.core.machine import XenExit
 from pytest_xenkvm.hosts.protocol import Host
 from pytest_xenkvm.replay.errors import ReplayError
 from pytest_xenkvm.replay.ioctl_bytes import REQUEST_NAMES, Names, as_event
+from pytest_xenkvm.replay.kernel import UNTIMED_EVENT_NS
 from pytest_xenkvm.replay.observation import Observation, Place
 from pytest_xenkvm.replay.stepper import Stepper
 from pytest_xenkvm.trace.events import (
@@ -84,7 +85,7 @@ class _VmmReplay:
 
     def step(self, place: Place, event: Event) -> Observation | None:
         """Do one event; None for those that are the VMM's."""
-        self.stepper.vm.pass_time(until=self.now)
+        self.stepper.vm.pass_time(ns=UNTIMED_EVENT_NS if event.ts is None else 0, until=self.now)
         self.now = max(self.now, event.ts or 0)
         if isinstance(event, Hypercall):
             self.answer = None

@@ -15,7 +15,7 @@ from pytest_xenkvm.core.profile import LINUX_7_3, Profile
 from pytest_xenkvm.replay.migration import Migration
 from pytest_xenkvm.replay.observation import Observation, Place
 from pytest_xenkvm.rules.tracking import Setup
-from pytest_xenkvm.trace.events import Event, Header, Ioctl
+from pytest_xenkvm.trace.events import Event, Header, Ioctl, brief
 
 MAX_FINDINGS = 100
 """Findings that a verdict keeps; the rest is counted."""
@@ -122,7 +122,9 @@ class Checker:
         self.exercised += 1
         self.violations += 1
         if len(self.findings) < MAX_FINDINGS:
-            self.findings.append(Finding(place=observation.place, event=observation.event, message=message))
+            self.findings.append(
+                Finding(place=observation.place, event=brief(observation.event), message=message)
+            )
 
 
 @frozen(kw_only=True)

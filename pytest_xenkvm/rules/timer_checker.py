@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from attrs import define, frozen
 
+from pytest_xenkvm.abi.numbers import U32_MAX
 from pytest_xenkvm.replay.observation import Observation
 from pytest_xenkvm.rules.model import Checker, Context
 from pytest_xenkvm.rules.tracking import TIMER_NUMBERS, TimerCall
@@ -21,7 +22,7 @@ class TimerChecker(Checker):
     def observe(self, observation: Observation) -> None:
         """Dismiss what is no timer call that reached KVM's Xen code with an outcome that is known."""
         event = observation.event
-        if isinstance(event, Hypercall) and event.nr in TIMER_NUMBERS:
+        if isinstance(event, Hypercall) and event.nr & U32_MAX in TIMER_NUMBERS:
             call = self.context.setup.timer_call(observation)
             if call is not None:
                 self.judge(observation, call)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final, TypeVar
 
-from attrs import Factory, fields, frozen
+from attrs import Factory, evolve, fields, frozen
 
 JsonObject = Mapping[str, Any]
 """A JSON object as parsed; by convention never mutated."""
@@ -259,6 +259,12 @@ _FIELDS: Final = {cls: tuple(field.name for field in fields(cls)) for cls in EVE
 
 E = TypeVar("E", bound=Event)
 
+ARGS: Final = 6
+"""Arguments of a hypercall."""
+
+BRIEF_BYTES: Final = 256
+"""Bytes of data that an event keeps when it is kept for a report."""
+
 
 def at_time(event: E, ts: int | None) -> E:
     """The same event at another time: what `attrs.evolve` makes, at a fraction of the price."""
@@ -268,3 +274,16 @@ def at_time(event: E, ts: int | None) -> E:
         put(made, name, getattr(event, name))
     put(made, "ts", ts)
     return made
+
+
+def brief(event: Event) -> Event:
+    """The event to keep for a report: without extra keys, data cut to `BRIEF_BYTES`."""
+    if event.extra:
+        event = evolve(event, extra={})
+    if isinstance(event, Mem) and len(event.data) > BRIEF_BYTES:
+        mask = event.mask and event.mask[:BRIEF_BYTES]
+        return evolve(event, data=event.data[:BRIEF_BYTES], mask=mask)
+    if isinstance(event, Hypercall) and event.behind:
+        seen = (evolve(item, data=item.data[:BRIEF_BYTES], extra={}) for item in event.behind[:ARGS])
+        return evolve(event, behind=tuple(seen))
+    return event

@@ -230,6 +230,18 @@ def test_routes_of_other_types_are_not_xens() -> None:
     assert word(vm, PENDING) == 0
 
 
+def test_routes_that_cannot_be_set_together() -> None:
+    """A GSI with a Xen route has no other, whichever comes first, and there are at most 4096 entries."""
+    vm = ready_vm()
+    for routes in (
+        [route(1), route(1, type_=OTHER_ROUTE)],
+        [route(1, type_=OTHER_ROUTE), route(1)],
+        [route(1, type_=OTHER_ROUTE)] * 4097,
+    ):
+        assert refusal(vm.set_gsi_routing, routes) == EINVAL
+    assert refusal(vm.set_gsi_routing, [route(1, type_=OTHER_ROUTE)] * 4096) == 0
+
+
 def test_without_an_irqchip_there_are_no_gsis() -> None:
     """Routing and assigning irqfds are -EINVAL, lines -ENXIO; deassigning an irqfd is fine."""
     vm = ready_vm(irqchip="none")
@@ -256,12 +268,21 @@ def test_an_irqfd_drains_its_eventfd() -> None:
     vm.set_irqfd(fd=3, gsi=20, flags=1)
     vm.state.memory.write(PENDING, bytes(8))
     eventfd.write(1)
-    assert (word(vm, PENDING), eventfd.count, vm.state.irqfds) == (0, 1, [])
+    assert (word(vm, PENDING), eventfd.count, vm.state.irqfds) == (0, 1, {})
 
 
 @pytest.mark.parametrize(
     ("fd", "flags", "errno"),
-    [(3, 0, EBUSY), (4, 0, EINVAL), (5, 0, EBADF), (5, 1, EBADF), (6, 2, EINVAL), (6, 0, 0), (6, 1, 0)],
+    [
+        (3, 0, EBUSY),
+        (4, 0, EINVAL),
+        (5, 0, EBADF),
+        (5, 1, EBADF),
+        (6, 2, EINVAL),
+        (6, 0, 0),
+        (6, 1, 0),
+        (6, 3, 0),
+    ],
 )
 def test_what_can_be_an_irqfd(fd: int, flags: int, errno: int) -> None:
     """Only an open eventfd that has no irqfd yet, and no flag but DEASSIGN; a refusal changes nothing."""

@@ -125,7 +125,7 @@ def observable(vm: XenVm) -> dict[str, Any]:
         "memory": [bytes(slot.buffer[0 : len(slot.buffer)]) for slot in state.memory.slots],
         "outbound": {port: (found.type, target(found.target)) for port, found in state.outbound.items()},
         "routes": dict(state.routes),
-        "irqfds": [(numbers[id(irqfd.eventfd)], irqfd.gsi) for irqfd in state.irqfds],
+        "irqfds": [(numbers[id(eventfd)], gsi) for eventfd, gsi in state.irqfds.items()],
         "eventfds": {fd: eventfd and eventfd.count for fd, eventfd in state.files.items()},
     }
     for attr in set(HvmAttr) - {HvmAttr.EVTCHN}:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+from attrs import evolve
 from golden_traces import NAMES, divergences, in_words, load, replay
 
 SHOWN = 5
@@ -32,6 +33,14 @@ def test_every_golden_is_there() -> None:
         "linux-7.3-max1024/directed": 36,
         "linux-7.3-max1024/random": 30,
     }
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("linux-7.3/directed/")])
+def test_times_may_be_absent(name: str) -> None:
+    """Without the optional times the core answers alike: some time passes at each event."""
+    header, events = load(name)
+    found = divergences(replay(header, [evolve(event, ts=None) for event in events]))
+    assert [in_words(item) for item in found] == []
 
 
 @pytest.mark.parametrize("name", ["linux-7.3/directed/sched-op", "linux-6.12/random/seed-7"])

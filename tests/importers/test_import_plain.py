@@ -251,3 +251,14 @@ def test_detect_needs_few_lines() -> None:
     """The probes show themselves early enough in a real recording."""
     first = next(number for number, text in enumerate(open_text(KPROBES)) if "hvm_set_attr: " in text)
     assert first < DETECT_LINES
+
+
+def test_more_threads_than_vcpus_are_refused_soon() -> None:
+    """A hypercall of a 4097th thread is no guest's: the import stops there."""
+    lines = [
+        f"  vcpu{pid}-{pid} [000] ..... 1.{pid:06d}: kvm_xen_hypercall: cpl 0 nr 0x11 "
+        "a0 0x0 a1 0x0 a2 0x0 a3 0x0 a4 0x0 a5 0\n"
+        for pid in range(1, 6000)
+    ]
+    with pytest.raises(Malformed, match="at most 4096 vCPUs"):
+        IMPORTERS["ftrace"].run(lines, path="many.txt")

@@ -18,6 +18,7 @@ from pytest_xenkvm.replay.ioctl_bytes import (
     NO_SUCH_FD,
     REQUEST_NAMES,
     RUNSTATE_MEMBERS,
+    UNMAPPED_HVA,
     Names,
     as_event,
     pack,
@@ -196,10 +197,11 @@ def test_an_eventfd_that_never_was() -> None:
 
 
 def test_host_addresses() -> None:
-    """Guest memory has host addresses and back; a guest address without memory becomes 0."""
+    """Guest memory has host addresses and back; one without memory an address without memory."""
     names = make_names()
     assert names.symbolic(names.host_address({"gpa": 0x1234})) == {"gpa": 0x1234}
-    assert names.host_address({"gpa": MEMORY}) == 0
+    assert names.host_address({"gpa": MEMORY + 5}) == UNMAPPED_HVA + 5
+    assert names.vm.hva_to_gpa(UNMAPPED_HVA) is None
     assert names.host_address(12) == names.symbolic(12) == 12
 
 

@@ -9,6 +9,7 @@ from attrs import Factory, define
 
 from pytest_xenkvm.trace.errors import Malformed
 from pytest_xenkvm.trace.events import VcpuShape
+from pytest_xenkvm.trace.fields import MAX_VCPUS
 from pytest_xenkvm.trace.importers.ftrace_lines import TraceLine
 from pytest_xenkvm.trace.importers.model import ImportReport
 
@@ -25,6 +26,8 @@ class Threads:
     report: ImportReport
     _index_by_pid: dict[int, int] = Factory(dict)
     _pid_by_index: dict[int, int] = Factory(dict)
+    _next_free: int = 0
+    """No vCPU below it is free."""
     ids: dict[int, int] = Factory(dict)
     """KVM vCPU ids by index, as far as KVM_CREATE_VCPU was seen."""
 
@@ -50,12 +53,17 @@ class Threads:
             return self._index_by_pid[line.pid]
         index = self.named(line)
         if index is None:
-            index = next(i for i in range(len(self._pid_by_index) + 1) if i not in self._pid_by_index)
+            while self._next_free in self._pid_by_index:
+                self._next_free += 1
+            index = self._next_free
             self.report.unknown["vCPU of a thread without a vCPU's name (by order of appearance)"] += 1
         self._claim(line, index)
         return index
 
     def _claim(self, line: TraceLine, index: int) -> None:
+        if index >= MAX_VCPUS:
+            what = f"thread {line.pid} would run vCPU {index}; expected at most {MAX_VCPUS} vCPUs of one VM"
+            raise Malformed(what, line.path, line=line.number)
         owner = self._pid_by_index.setdefault(index, line.pid)
         if owner != line.pid:
             what = f"threads {owner} and {line.pid} both run vCPU {index}; expected a recording of one VM"
