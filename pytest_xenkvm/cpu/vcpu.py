@@ -5,8 +5,9 @@ handlers, and an exception that can't be delivered is a shutdown. Unicorn delive
 the vCPU is entered anew with the vector as AMD-V's event injection delivers it: through the gate, with the
 stack switch and the frame that the CPU's mode has; error codes are pushed behind it.
 
-Between runs the whole state is here, hidden parts of segments included. x87 and SSE registers are not: they
-are as at reset after an interrupt or exception.
+Between runs the whole state is here, hidden parts of segments included. x87 and SSE registers are not: each
+`run`, `interrupt` and `fault` enters the guest anew and finds them as at reset. So they last neither over a
+stop nor from one slice of instructions to the next.
 """
 
 from __future__ import annotations

@@ -27,20 +27,24 @@ def assemble(text: str, *, at: int, bits: int = 64) -> bytes:
         raise AssemblyError("there is no assembler: install GNU binutils (as and ld)")
     flag, emulation = _OPTIONS[bits]
     with TemporaryDirectory() as folder:
-        source, compiled, linked = (Path(folder) / name for name in ("program.s", "program.o", "program"))
-        source.write_text(f".intel_syntax noprefix\n.code{bits}\n{text}\n", encoding="utf-8")
-        _run("as", flag, "-o", str(compiled), str(source))
+        source = f'.intel_syntax noprefix\n.code{bits}\n# 1 "program.s"\n{text}\n'  # lines as in `text`
+        Path(folder, "program.s").write_text(source, encoding="utf-8")
+        _run(folder, "as", flag, "-o", "program.o", "program.s")
         place = ("-Ttext", hex(at), "-e", hex(at), "--oformat", "binary")
-        _run("ld", "-m", emulation, *place, "-o", str(linked), str(compiled))
-        return linked.read_bytes()
+        _run(folder, "ld", "-m", emulation, *place, "-o", "program", "program.o")
+        return Path(folder, "program").read_bytes()
 
 
-def _run(tool: str, *arguments: str) -> None:
+def _run(folder: str, tool: str, *arguments: str) -> None:
     try:
         subprocess.run(  # noqa: S603 - the caller's own program text
-            [str(shutil.which(tool)), *arguments], check=True, capture_output=True, timeout=_TIMEOUT_S
+            [str(shutil.which(tool)), *arguments],
+            cwd=folder,
+            check=True,
+            capture_output=True,
+            timeout=_TIMEOUT_S,
         )
     except subprocess.CalledProcessError as error:
-        raise AssemblyError(error.stderr.decode(errors="replace").strip()) from error
+        raise AssemblyError(error.stderr.decode(errors="replace").strip()) from None
     except subprocess.TimeoutExpired as error:
         raise AssemblyError(f"{tool} took more than {_TIMEOUT_S} s") from error

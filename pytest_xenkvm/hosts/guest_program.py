@@ -27,6 +27,7 @@ from pytest_xenkvm.core.profile import LINUX_7_3, HostLimits, Profile
 from pytest_xenkvm.core.state import VcpuState
 from pytest_xenkvm.cpu import paging
 from pytest_xenkvm.cpu.engine import PRIVATE_BASE, Engine, EngineError, Stop
+from pytest_xenkvm.cpu.unicorn_api import UnicornError
 from pytest_xenkvm.cpu.vcpu import RAX, RBP, RBX, RCX, RDI, RDX, RFLAGS_RESET, RSI, RSP, Vcpu
 from pytest_xenkvm.hosts import elf, guest_cpuid, guest_msrs
 from pytest_xenkvm.hosts.emulated import EmulatedVm, create_machine, map_slots
@@ -37,6 +38,7 @@ from pytest_xenkvm.hosts.program_parts import (
     SerialOutput,
     read_port,
 )
+from pytest_xenkvm.hosts.protocol import HostError
 from pytest_xenkvm.hosts.replay_guest import INSTRUCTIONS, GuestImage, Mode
 from pytest_xenkvm.trace.events import (
     Event,
@@ -86,6 +88,8 @@ class ProgramVm(EmulatedVm):
     events: list[Event] = field(factory=list, init=False)
     """What the program did: hypercalls, MSR writes, interrupts that it took, in order."""
     msrs: dict[int, int] = field(factory=dict, init=False)
+    stuck_because: str = field(default="", init=False)
+    """What the engine said about the run that ended as `Ended.STUCK`."""
 
     @classmethod
     def create(
@@ -96,15 +100,18 @@ class ProgramVm(EmulatedVm):
         limits: HostLimits | None = None,
         cpu_vendor: str = "amd",
     ) -> ProgramVm:
-        """A VM of that shape; raises HostError or UnicornError if its memory can't be had."""
+        """A VM of that shape; raises HostError if its memory can't be had."""
         slots = map_slots(shape)
         machine = create_machine(profile, limits or HostLimits(), shape, slots, cpu_vendor=cpu_vendor)
         memory = machine.state.memory
         image = GuestImage.build(memory.slots, cpu_vendor)
-        engine = Engine()
-        engine.map(PRIVATE_BASE, image.memory)
-        for gpa, buffer in slots:
-            engine.map(gpa, buffer)
+        try:
+            engine = Engine()
+            engine.map(PRIVATE_BASE, image.memory)
+            for gpa, buffer in slots:
+                engine.map(gpa, buffer)
+        except UnicornError as error:
+            raise HostError(f"the guest's memory can't be given to Unicorn: {error}") from error
         cpu = Vcpu(engine, ProgramMemory(memory, image), image.state(Mode.LONG, 0), rip=0)
         vm = cls(machine, image=image, cpu=cpu, shape=shape)
         engine.unicorn.hook_ports(read_port, SerialOutput(vm.serial).write)
@@ -172,7 +179,8 @@ class ProgramVm(EmulatedVm):
                 ended = self._serve(stop, vcpu, answer)
                 if ended is not None:
                     return ended
-        except EngineError:
+        except EngineError as error:
+            self.stuck_because = str(error)
             return Ended.STUCK
         return Ended.LIMIT
 

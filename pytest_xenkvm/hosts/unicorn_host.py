@@ -9,7 +9,9 @@ are written to RAX and RIP moves on, and what a replay observes is read back fro
 from __future__ import annotations
 
 from collections import deque
-from typing import Final
+from collections.abc import Callable
+from functools import wraps
+from typing import Final, ParamSpec, TypeVar
 
 from attrs import Factory, define, field, frozen
 
@@ -18,6 +20,7 @@ from pytest_xenkvm.core.errors import KvmError
 from pytest_xenkvm.core.hypercall_page import STUB_SIZE, MsrWrite
 from pytest_xenkvm.core.hypercalls import UnseenMemory
 from pytest_xenkvm.core.profile import HostLimits, Profile
+from pytest_xenkvm.cpu.engine import EngineError
 from pytest_xenkvm.cpu.unicorn_api import UnicornError
 from pytest_xenkvm.hosts.emulated import EmulatedVm, create_machine, map_slots
 from pytest_xenkvm.hosts.guest_pointers import GuestPointers
@@ -30,6 +33,22 @@ _IDENTITY_MAPPED: Final = 1 << 32
 _REMEMBERED_PAGES: Final = 16
 _MOV_EAX: Final = b"\xb8"
 _RET: Final = b"\xc3"
+
+_Given = ParamSpec("_Given")
+_Result = TypeVar("_Result")
+
+
+def _in_host_words(method: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
+    """What the engine can't do, the host can't: HostError."""
+
+    @wraps(method)
+    def run(*args: _Given.args, **kwargs: _Given.kwargs) -> _Result:
+        try:
+            return method(*args, **kwargs)
+        except (EngineError, UnicornError) as error:
+            raise HostError(f"the Unicorn engine failed: {error}") from error
+
+    return run
 
 
 @frozen(kw_only=True)
@@ -65,6 +84,7 @@ class UnicornVm(EmulatedVm):
     _stubs: dict[int, bytes] = field(factory=dict, init=False)
     """The stubs of the hypercall page as they were executed last, by address."""
 
+    @_in_host_words
     def hypercall(self, vcpu: int, call: GuestCall) -> CallOutcome:
         state = self.machine.state.vcpus[vcpu]
         self.machine.enter(state)
@@ -83,11 +103,13 @@ class UnicornVm(EmulatedVm):
         self.cpu.wait(vcpu)
         return CallOutcome(exit=outcome)
 
+    @_in_host_words
     def complete(self, vcpu: int, result: int) -> int:
         self.cpu.continue_waiting(vcpu)
         completes = self.machine.complete_hypercall(self.machine.state.vcpus[vcpu], linear_rip=self.cpu.rip)
         return self.cpu.answer(result & U64_MAX) if completes else self.cpu.go_on()
 
+    @_in_host_words
     def wrmsr(self, vcpu: int, msr: int, value: int, *, longmode: bool, compat: bool = False) -> MsrOutcome:
         state = self.machine.state.vcpus[vcpu]
         self.machine.enter(state)
@@ -104,6 +126,7 @@ class UnicornVm(EmulatedVm):
             return MsrOutcome(ok=True)
         return MsrOutcome(ok=not self.cpu.fault_msr_write())
 
+    @_in_host_words
     def take_interrupt(self, vcpu: int) -> int | None:
         vector = self.machine.take_vector(self.machine.state.vcpus[vcpu])
         return None if vector is None else self.cpu.interrupt(vcpu, vector)

@@ -86,7 +86,9 @@ class TraceFile(pytest.Collector):
             rules = select_rules(all_rules(hooked_rules(self.config, self.ihook)), said.rules)
         except (TraceError, RuleError) as error:
             raise self.CollectError(str(error)) from error
-        replays = Replays(trace=trace, rules=rules, profile=said.profile, nodeid=self.nodeid)
+        replays = Replays(
+            trace=trace, rules=rules, profile=said.profile, engine=said.engine, nodeid=self.nodeid
+        )
         expansion = Replay.from_parent(self, name=self.name, path=self.path, nodeid=self.nodeid)
         items = list(expansion.items(replays, rules))
         unknown = self.wanted.difference(*((item.name, item.originalname) for item in items))

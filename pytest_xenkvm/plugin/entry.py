@@ -12,12 +12,18 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from pytest_xenkvm.plugin import hookspecs
-from pytest_xenkvm.plugin.fixtures import xenkvm_host, xenkvm_replay, xenkvm_trace, xenkvm_vmm
+from pytest_xenkvm.plugin.fixtures import (
+    xenkvm_guest,
+    xenkvm_host,
+    xenkvm_replay,
+    xenkvm_trace,
+    xenkvm_vmm,
+)
 
 if TYPE_CHECKING:
     from pytest_xenkvm.plugin.collect import TraceFile
 
-__all__ = ["xenkvm_host", "xenkvm_replay", "xenkvm_trace", "xenkvm_vmm"]
+__all__ = ["xenkvm_guest", "xenkvm_host", "xenkvm_replay", "xenkvm_trace", "xenkvm_vmm"]
 
 _USED: Final = pytest.StashKey[bool]()
 
@@ -46,6 +52,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="kernel to replay on, such as linux-7.3; auto (the default): the one that recorded the trace",
     )
     group.addoption(
+        "--xenkvm-engine",
+        metavar="NAME",
+        help="what plays the guest: model (the default), registers alone; unicorn, code on an emulated CPU",
+    )
+    group.addoption(
         "--xenkvm-rules",
         metavar="SELECTION",
         help="ids, families or patterns of the rules to judge by, comma-separated; !NAME excludes",
@@ -56,6 +67,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addini("xenkvm_traces", "traces to replay, one a line, as for --xenkvm-trace", "linelist")
     parser.addini("xenkvm_profile", "as --xenkvm-profile", default="auto")
+    parser.addini("xenkvm_engine", "as --xenkvm-engine", default="model")
     parser.addini("xenkvm_rules", "as --xenkvm-rules", default="")
 
 
@@ -84,10 +96,12 @@ def _is_used(config: pytest.Config) -> bool:
     return bool(
         option.xenkvm_trace
         or option.xenkvm_profile
+        or option.xenkvm_engine
         or option.xenkvm_rules
         or option.xenkvm_vmm
         or config.getini("xenkvm_traces")
         or config.getini("xenkvm_profile") != "auto"
+        or config.getini("xenkvm_engine") != "model"
         or config.getini("xenkvm_rules")
         or any(_is_trace(argument.partition("::")[0]) for argument in config.args)
     )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from pytest_xenkvm.plugin.guest import Guests
     from pytest_xenkvm.plugin.own_tests import Replayer, XenHost
     from pytest_xenkvm.trace.files import Trace
     from pytest_xenkvm.vmm.behaviour import VmmBehaviour
@@ -47,3 +48,11 @@ def xenkvm_host(pytestconfig: pytest.Config) -> XenHost:
     from pytest_xenkvm.plugin.own_tests import XenHost  # noqa: PLC0415
 
     return XenHost.of(pytestconfig)
+
+
+@pytest.fixture
+def xenkvm_guest(request: pytest.FixtureRequest, xenkvm_vmm: VmmBehaviour | None) -> Guests:
+    """VMs that run guest code of yours: `xenkvm_guest(vmm=MyVmm())`, by default with `xenkvm_vmm`."""
+    from pytest_xenkvm.plugin.guest import Guests  # noqa: PLC0415
+
+    return Guests(request.config, request.path.parent, xenkvm_vmm)

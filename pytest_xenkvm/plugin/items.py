@@ -10,7 +10,13 @@ from typing import Any, NoReturn, cast
 import pytest
 
 from pytest_xenkvm.plugin.replays import Replays, Told, check_behaviour
-from pytest_xenkvm.plugin.session import node_id_suffices, settings, spelling
+from pytest_xenkvm.plugin.session import (
+    given_options,
+    node_id_suffices,
+    replay_options,
+    settings,
+    spelling,
+)
 from pytest_xenkvm.report.text import divergences_lines, finding_lines, verdict_lines
 from pytest_xenkvm.rules.model import Level, Rule, State, Verdict
 from pytest_xenkvm.rules.run import ReplayResult
@@ -46,7 +52,7 @@ class TraceItem(pytest.Function):
     def describe(self) -> None:
         """Add markers and properties."""
         self.trace_id = f"{self.replays.nodeid}{self.parameters}"
-        self.user_properties.append(("xenkvm_trace", self.trace_id))
+        self.user_properties += [("xenkvm_trace", self.trace_id), ("xenkvm_engine", self.replays.engine)]
         if hasattr(self.config.option, "numprocesses"):  # xdist is there, and so is its marker
             self.add_marker(pytest.mark.xdist_group(self.trace_id))
 
@@ -84,8 +90,9 @@ class TraceItem(pytest.Function):
     def again(self) -> str:
         """The command that runs this item alone."""
         path = self.replays.trace.path
-        option = [] if node_id_suffices(self.config, path) else [f"--xenkvm-trace={path}"]
-        return f"pytest {shlex.join([*option, f'{self.replays.nodeid}::{self.name}'])}"
+        trace = [] if node_id_suffices(self.config, path) else [f"--xenkvm-trace={path}"]
+        options = [*given_options(self.config), *trace]
+        return f"pytest {shlex.join([*options, f'{self.replays.nodeid}::{self.name}'])}"
 
 
 class ReplayItem(TraceItem):
@@ -102,11 +109,12 @@ class ReplayItem(TraceItem):
         if not result.divergence_count:
             return
         until = result.divergences[0].place.index + 1
-        trace = shlex.quote(spelling(self.replays.trace.path, self.config.invocation_params.dir))
+        trace = spelling(self.replays.trace.path, self.config.invocation_params.dir)
+        command = ["xenkvm", "replay", trace, *replay_options(self.config), "--until", str(until)]
         lines = [
             *divergences_lines(result),
             "",
-            f"see how it came to the first: xenkvm replay {trace} --until {until}",
+            f"see how it came to the first: {shlex.join(command)}",
             f"run this again: {self.again()}",
         ]
         _fail(*lines)

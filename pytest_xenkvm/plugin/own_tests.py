@@ -53,21 +53,22 @@ class Replayer:
         trace: str | Path | TraceSource,
         *,
         profile: str | None = None,
+        engine: str | None = None,
         vmm: VmmBehaviour | None = None,
         rules: str | Iterable[Rule] | None = None,
     ) -> Replayed:
         """Replay `trace` (a path, `@NAME` or a trace object) on the emulated host.
 
-        `profile` and `rules` (a selection or rules themselves) are by default what the options say; with
-        `vmm` it is a VMM replay. All observations are kept in memory. Raises TraceError, ReplayError,
-        HostError, RuleError and what the behaviour raises.
+        `profile`, `engine` ("model" or "unicorn") and `rules` (a selection or rules themselves) are by
+        default what the options say; with `vmm` it is a VMM replay. All observations are kept in memory.
+        Raises TraceError, ReplayError, HostError, RuleError and what the behaviour raises.
         """
         said = settings(self.config)
         source = self._open(trace) if isinstance(trace, (str, Path)) else trace
         if rules is None or isinstance(rules, str):
             known = all_rules(hooked_rules(self.config, self.config.hook))
             rules = select_rules(known, said.rules if rules is None else rules)
-        options = ReplayOptions(profile=profile or said.profile, behaviour=vmm)
+        options = ReplayOptions(profile=profile or said.profile, engine=engine or said.engine, behaviour=vmm)
         observations: list[Observation] = []
         result = run_trace(source, rules, options, progress=observations.append)
         return Replayed(observations=observations, result=result)
@@ -95,12 +96,17 @@ class XenHost:
         self, *, vcpus: int = 1, memory: int = 4 << 20, irqchip: str = "split", cpu_vendor: str = "amd"
     ) -> Vm:
         """A VM with `memory` bytes at guest address 0, and vCPUs whose KVM ids count from 0."""
-        shape = VmShape(
-            irqchip=irqchip,
-            memory=(MemorySlot(gpa=0, size=memory),),
-            vcpus=tuple(VcpuShape(index=index, id=index) for index in range(vcpus)),
-        )
+        shape = plain_shape(vcpus=vcpus, memory=memory, irqchip=irqchip)
         return Vm.on(self.host.create_vm(shape, cpu_vendor=cpu_vendor), shape)
+
+
+def plain_shape(*, vcpus: int, memory: int, irqchip: str) -> VmShape:
+    """A VM with `memory` bytes at guest address 0, and vCPUs whose KVM ids count from 0."""
+    return VmShape(
+        irqchip=irqchip,
+        memory=(MemorySlot(gpa=0, size=memory),),
+        vcpus=tuple(VcpuShape(index=index, id=index) for index in range(vcpus)),
+    )
 
 
 def trace_for(request: pytest.FixtureRequest) -> Trace:

@@ -32,6 +32,7 @@ class Replays:
     trace: Trace
     rules: tuple[Rule, ...]
     profile: str
+    engine: str
     nodeid: str
     _done: dict[str, ReplayResult | Told] = field(factory=dict, init=False)
 
@@ -44,7 +45,7 @@ class Replays:
         __tracebackhide__ = True
         if parameters in self._done:
             return self._done[parameters]
-        options = ReplayOptions(profile=self.profile, behaviour=behaviour)
+        options = ReplayOptions(profile=self.profile, engine=self.engine, behaviour=behaviour)
         try:
             result = run_trace(self.trace, self.rules, options)
         except (TraceError, ReplayError, HostError) as error:

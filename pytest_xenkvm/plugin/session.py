@@ -1,4 +1,4 @@
-"""What the options ask for, checked once at the start: profile, rules, VMM behaviour and traces.
+"""What the options ask for, checked once at the start: profile, engine, rules, VMM, traces.
 
 Traces get their node ids here. One inside rootdir is named by its relative path, as any test file is, and is
 handed to pytest as an argument. One elsewhere is named by as much of the end of its path as makes it unique,
@@ -20,7 +20,7 @@ from attrs import evolve, frozen
 from pytest_xenkvm.replay.errors import ReplayError
 from pytest_xenkvm.rules.model import Rule
 from pytest_xenkvm.rules.registry import RuleError, all_rules, select_rules
-from pytest_xenkvm.rules.run import choose_profile
+from pytest_xenkvm.rules.run import AUTO, ENGINES, MODEL, choose_profile
 from pytest_xenkvm.trace.errors import TraceError
 from pytest_xenkvm.trace.events import Header
 from pytest_xenkvm.trace.files import BUNDLED_PREFIX, bundled_traces, find_traces
@@ -42,6 +42,7 @@ class Settings:
     """What options and ini file ask for."""
 
     profile: str
+    engine: str
     rules: str
     vmm: Callable[[], VmmBehaviour] | None
     strict: bool
@@ -77,6 +78,7 @@ def resolve(config: pytest.Config) -> None:
     said = _said(config)
     try:
         choose_profile(said.profile, Header())
+        _check_engine(said.engine)
         if said.rules:
             select_rules(all_rules(hooked_rules(config, config.hook)), said.rules)
         config.stash[_SETTINGS] = _with_traces(config, said)
@@ -93,7 +95,7 @@ def hooked_rules(config: pytest.Config, hook: Any) -> Iterator[Rule]:
 def header(config: pytest.Config) -> str:
     """The line at the head of pytest's report."""
     said = settings(config)
-    parts = [f"profile {said.profile}"]
+    parts = [f"profile {said.profile}", f"engine {said.engine}"]
     if said.rules:
         parts.append(f"rules {said.rules}")
     if config.option.xenkvm_vmm:
@@ -108,10 +110,17 @@ def _said(config: pytest.Config) -> Settings:
     option = config.option
     return Settings(
         profile=option.xenkvm_profile or config.getini("xenkvm_profile"),
+        engine=option.xenkvm_engine or config.getini("xenkvm_engine"),
         rules=option.xenkvm_rules or config.getini("xenkvm_rules"),
         vmm=_behaviour(option.xenkvm_vmm) if option.xenkvm_vmm else None,
         strict=option.xenkvm_strict,
     )
+
+
+def _check_engine(name: str) -> None:
+    """Raise ReplayError for a name that is no engine's; Unicorn is loaded later, by what needs it."""
+    if name not in ENGINES:
+        raise ReplayError(f"there is no engine {name!r}; there are {', '.join(ENGINES)}")
 
 
 def _behaviour(name: str) -> Callable[[], VmmBehaviour]:
@@ -156,6 +165,26 @@ def spelling(path: Path, folder: Path) -> str:
     if path in bundled_traces().values():
         return f"{BUNDLED_PREFIX}{path.stem}"
     return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
+
+
+def given_options(config: pytest.Config) -> list[str]:
+    """The options of this command line that a command needs to come to the same results."""
+    option = config.option
+    named = {
+        "--xenkvm-profile": option.xenkvm_profile,
+        "--xenkvm-engine": option.xenkvm_engine,
+        "--xenkvm-rules": option.xenkvm_rules,
+        "--xenkvm-vmm": option.xenkvm_vmm,
+    }
+    strict = ["--xenkvm-strict"] if option.xenkvm_strict else []
+    return [*(f"{name}={value}" for name, value in named.items() if value), *strict]
+
+
+def replay_options(config: pytest.Config) -> list[str]:
+    """The options with which `xenkvm replay` replays on the same kernel and engine as this run."""
+    said = settings(config)
+    named = {"--profile": (said.profile, AUTO), "--engine": (said.engine, MODEL)}
+    return [f"{name}={value}" for name, (value, default) in named.items() if value != default]
 
 
 def node_id_suffices(config: pytest.Config, path: Path) -> bool:

@@ -274,3 +274,12 @@ def test_program_vms_are_freed() -> None:
         assert dropped() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize(("between", "kept"), [("", True), ("0fa2", False), ("b9204e0000 ffc9 75fc", False)])
+def test_sse_registers_do_not_outlast_a_stop(between: str, *, kept: bool) -> None:
+    """XMM0 is as at reset behind a CPUID, and behind the end of a slice of instructions."""
+    vm = create()
+    vm.load(bytes.fromhex(f"b805000000 660f6ec0 {between} 660f7ec3 fa f4"), START)  # eax to xmm0 to ebx
+    assert vm.run_program(answer) is Ended.HALTED
+    assert vm.cpu.general[3] == (5 if kept else 0)

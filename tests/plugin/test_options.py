@@ -16,6 +16,7 @@ Run = Callable[..., pytest.RunResult]
         (["--xenkvm-trace=*.xkt"], "*there are no traces here"),
         (["--xenkvm-trace=@none"], "@none: there is no bundled trace of this name (known: *@linux-boot*)"),
         (["--xenkvm-profile=linux-5.0"], "there is no profile 'linux-5.0'; there are auto, linux-6.12*"),
+        (["--xenkvm-engine=qemu"], "there is no engine 'qemu'; there are model, unicorn"),
         (["--xenkvm-rules=demo,none"], "no rule matches 'none'; there are: *demo.answered*"),
         (["--xenkvm-vmm=nowhere"], "--xenkvm-vmm: 'nowhere' is not of the form module:Class"),
         (["--xenkvm-vmm=nowhere:Vmm"], "--xenkvm-vmm: nowhere:Vmm can't be had: ModuleNotFoundError*"),
@@ -23,6 +24,7 @@ Run = Callable[..., pytest.RunResult]
         (["--xenkvm-vmm=os:sep"], "--xenkvm-vmm: os:sep is not a class but '/'"),
         (["-o", "xenkvm_traces=none.xkt"], "*none.xkt: there is no such file or folder"),
         (["-o", "xenkvm_profile=linux-5.0"], "there is no profile 'linux-5.0'; *"),
+        (["-o", "xenkvm_engine=qemu"], "there is no engine 'qemu'; there are model, unicorn"),
         (["-o", "xenkvm_rules=none"], "no rule matches 'none'; *"),
     ],
 )

@@ -41,7 +41,7 @@ def test_the_header_names_profile_and_traces(traces: Path, run: Run) -> None:
         write(traces / f"{name}.xkt", *REFUSED)
     result = run("--xenkvm-trace=traces", "--xenkvm-profile=linux-7.2")
     result.stdout.fnmatch_lines(
-        ["xenkvm: profile linux-7.2, rules demo, traces traces/a.xkt, traces/b.xkt, traces/c.xkt and 2 more"]
+        ["xenkvm: profile linux-7.2, engine model, rules demo, traces traces/a.xkt, * and 2 more"]
     )
 
 
@@ -54,6 +54,7 @@ def test_junit_holds_what_was_judged(traces: Path, project: pytest.Pytester, run
     properties = {item.get("name"): item.get("value") for item in case.iter("property")}
     assert properties == {
         "xenkvm_trace": "traces/good.xkt",
+        "xenkvm_engine": "model",
         "xenkvm_rule": "demo.answered",
         "xenkvm_level": "MUST",
         "xenkvm_citation": "Paper, section 1",

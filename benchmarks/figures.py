@@ -1,0 +1,80 @@
+"""What a run measured, as a table for people and as JSON for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from attrs import asdict, define, field, frozen
+
+_MIB: Final = 1024
+
+
+@frozen(kw_only=True)
+class Speed:
+    """A workload on a trace: the fastest round."""
+
+    trace: str
+    events: int
+    workload: str
+    seconds: float
+
+
+@frozen(kw_only=True)
+class Memory:
+    """The peak memory of a process that does a workload on a trace, in KiB."""
+
+    events: int
+    workload: str
+    peak_kib: int
+
+
+@frozen(kw_only=True)
+class StartUp:
+    """`pytest --collect-only` in an empty directory: the fastest of several, in seconds."""
+
+    without_plugin: float
+    with_plugin: float
+
+
+@define
+class Figures:
+    """All of a run."""
+
+    speeds: list[Speed] = field(factory=list)
+    memories: list[Memory] = field(factory=list)
+    start_up: StartUp | None = None
+
+    def as_json(self) -> dict[str, object]:
+        """For the JSON file."""
+        return asdict(self)
+
+    def lines(self) -> Iterator[str]:
+        """The tables that were measured."""
+        if self.speeds:
+            columns = f"{'seconds':>9}{'events/s':>12}{'x decode':>10}{'x model':>9}"
+            yield f"{'trace':<18}{'events':>10}  {'workload':<9}{columns}"
+            yield from map(self._speed_line, self.speeds)
+        if self.memories:
+            yield ""
+            yield f"{'peak memory':<18}{'events':>10}  {'workload':<9}{'MiB':>9}"
+            for memory in self.memories:
+                yield f"{'':<18}{memory.events:>10,}  {memory.workload:<9}{memory.peak_kib / _MIB:>9.1f}"
+        if self.start_up is not None:
+            bare, loaded = self.start_up.without_plugin, self.start_up.with_plugin
+            yield ""
+            yield (
+                f"pytest --collect-only, empty directory: {bare * 1000:.0f} ms without the plugin, "
+                f"{loaded * 1000:.0f} ms with it ({loaded / bare - 1:+.1%})"
+            )
+
+    def _speed_line(self, speed: Speed) -> str:
+        seconds = {other.workload: other.seconds for other in self.speeds if other.trace == speed.trace}
+        ratios = (
+            f"{speed.seconds / seconds[base]:.2f}" if base in seconds else "" for base in ("decode", "model")
+        )
+        decode, model = ratios
+        return (
+            f"{speed.trace:<18}{speed.events:>10,}  {speed.workload:<9}{speed.seconds:>9.3f}"
+            f"{speed.events / speed.seconds:>12,.0f}{decode:>10}{model:>9}"
+        )

@@ -1,0 +1,71 @@
+"""`xenkvm replay --engine`: what plays the guest."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from pytest_xenkvm.cli.main import run
+from pytest_xenkvm.cpu.engine import Engine, EngineError
+
+GOLDENS: Final = Path(__file__).parents[2] / "traces" / "golden"
+OLD: Final = str(GOLDENS / "linux-7.2" / "directed" / "vcpu-id-default.jsonl.gz")
+UNICORN: Final = ("--engine", "unicorn")
+LOADED: Final = """
+import sys
+from pytest_xenkvm.cli.main import run
+run(sys.argv[1:])
+sys.exit("unicorn" in sys.modules)
+"""
+
+
+def test_engines_come_to_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    """Both engines give the same result, divergences and verdicts included."""
+    answers = []
+    for options in ((), ("--engine", "model"), UNICORN):
+        assert run(["replay", OLD, "--profile", "linux-7.3", "--json", *options]) == 1
+        answers.append(json.loads(capsys.readouterr().out))
+    assert answers[0]["divergences"]
+    assert answers[0] == answers[1] == answers[2]
+
+
+def test_the_engine_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """The text says which engine played the guest, and so does the command that comes to the divergence."""
+    run(["replay", OLD, "--profile", "linux-7.3", *UNICORN])
+    text = capsys.readouterr().out
+    assert "recorded VMM, engine unicorn\n" in text
+    assert f"xenkvm replay {OLD} --profile linux-7.3 --engine unicorn --until 2" in text
+
+
+def test_a_wrong_engine_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    """An engine that there isn't is refused, with those that there are."""
+    assert run(["replay", OLD, "--engine", "qemu"]) == 2
+    assert "'qemu' is not one of 'model', 'unicorn'" in capsys.readouterr().err
+
+
+def test_an_engine_that_fails_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where Unicorn can't go on, the reason is on stderr, with exit code 2."""
+
+    def fail(*_arguments: object, **_more: object) -> int:
+        raise EngineError("the guest can't go on at 0x1234: no memory")
+
+    monkeypatch.setattr(Engine, "enter", fail)
+    assert run(["replay", OLD, *UNICORN]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("the Unicorn engine failed: the guest can't go on at 0x1234: no memory")
+
+
+@pytest.mark.parametrize(("options", "imported"), [((), False), (UNICORN, True)])
+def test_unicorn_is_imported_only_when_used(options: tuple[str, ...], *, imported: bool) -> None:
+    """Only a replay on that engine loads Unicorn."""
+    command = [sys.executable, "-c", LOADED, "replay", OLD, "--until", "5", *options]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == imported, done.stderr
