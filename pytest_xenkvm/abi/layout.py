@@ -22,6 +22,9 @@ EVTCHN_PENDING: Final = 0x800
 VCPU_TIME_INFO: Final = Struct("<IIQQIbBxx")
 """version, pad, tsc_timestamp, system_time (ns), tsc_to_system_mul, tsc_shift, flags."""
 
+PVCLOCK_GUEST_STOPPED: Final = 2
+"""pvclock flag: the guest was stopped; kept from what the structure holds."""
+
 PVCLOCK_TSC_STABLE: Final = 1
 """pvclock flag: all vCPUs' clocks go in step."""
 

@@ -31,6 +31,9 @@ KVM_CAP_XEN_HVM: Final = 38
 KVM_EXIT_XEN: Final = 34
 KVM_EXIT_XEN_HCALL: Final = 1
 
+KVM_IRQ_ROUTING_IRQCHIP: Final = 1
+KVM_IRQ_ROUTING_MSI: Final = 2
+KVM_IRQ_ROUTING_HV_SINT: Final = 4
 KVM_IRQ_ROUTING_XEN_EVTCHN: Final = 5
 KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL: Final = U32_MAX
 """The only event channel priority that KVM accepts."""
@@ -328,6 +331,8 @@ SCHED_POLL_MAX_PORTS: Final = 128
 """More ports in one SCHEDOP_poll are refused."""
 
 KVM_HC_VAPIC_POLL_IRQ: Final = 1
+KVM_HC_KICK_CPU: Final = 5
+KVM_HC_SCHED_YIELD: Final = 11
 KVM_ENOSYS: Final = 1000
 KVM_EPERM: Final = 1
 """KVM's own hypercall ABI, which answers while INTERCEPT_HCALL is off."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from pytest_xenkvm.abi.layout import (
+    PVCLOCK_GUEST_STOPPED,
     PVCLOCK_TSC_STABLE,
     U32,
     VCPU_INFO_TIME,
@@ -32,6 +33,9 @@ def write_wall_clock(vm: VmState) -> None:
     version = _next_even_version(vm, place)
     vm.memory.write(place, WALL_CLOCK.pack(version, seconds & U32_MAX, ns))
     vm.memory.write(base + vm.layout.wall_clock_sec_hi, U32.pack(seconds >> 32 & U32_MAX))
+    if vm.profile.shared_info_updates_clocks:
+        for vcpu in vm.vcpus:
+            vcpu.master_clock_due = True
 
 
 def update_vcpu_clocks(vm: VmState, vcpu: VcpuState) -> None:
@@ -39,21 +43,28 @@ def update_vcpu_clocks(vm: VmState, vcpu: VcpuState) -> None:
 
     The model's TSC counts ns from the VM's creation (`kvm_guest_time_update`).
     """
+    if vcpu.master_clock_due:
+        vcpu.master_clock_due = False
+        for other in vm.vcpus:
+            other.clock_update_due = True
     if not vcpu.clock_update_due:
         return
     vcpu.clock_update_due = False
-    places = [vcpu.time_info.backing]
-    if vcpu.vcpu_info.backing is not None:
-        places.append(vcpu.vcpu_info.backing + VCPU_INFO_TIME)
-    flags = 0 if vm.config.flags & XenHvmFlag.PVCLOCK_TSC_UNSTABLE else PVCLOCK_TSC_STABLE
-    for place in places:
-        if place is not None:
-            vm.memory.write(
-                place,
-                VCPU_TIME_INFO.pack(
-                    _next_even_version(vm, place), 0, vm.now, vm.now, _TSC_MUL_1GHZ, _TSC_SHIFT_1GHZ, flags
-                ),
-            )
+    info, time_info = vcpu.vcpu_info.backing, vcpu.time_info.backing
+    stopped = 0 if info is None else _write_clock(vm, info + VCPU_INFO_TIME, 0)
+    if time_info is not None:
+        _write_clock(vm, time_info, stopped if vm.profile.guest_stopped_bleeds else 0)
+
+
+def _write_clock(vm: VmState, place: int, stopped: int) -> int:
+    """Write one pvclock structure; its PVCLOCK_GUEST_STOPPED, or `stopped`, stays set, and is returned."""
+    found = VCPU_TIME_INFO.unpack(vm.memory.read_backed(place, VCPU_TIME_INFO.size))[-1]
+    stopped |= found & PVCLOCK_GUEST_STOPPED
+    stable = 0 if vm.config.flags & XenHvmFlag.PVCLOCK_TSC_UNSTABLE else PVCLOCK_TSC_STABLE
+    version, flags = _next_even_version(vm, place), stable | stopped
+    clock = VCPU_TIME_INFO.pack(version, 0, vm.now, vm.now, _TSC_MUL_1GHZ, _TSC_SHIFT_1GHZ, flags)
+    vm.memory.write(place, clock)
+    return stopped
 
 
 def _next_even_version(vm: VmState, place: int) -> int:

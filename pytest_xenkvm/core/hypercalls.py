@@ -23,6 +23,8 @@ from pytest_xenkvm.abi.layout import LAYOUT_32, LAYOUT_64, U32, U64, GuestLayout
 from pytest_xenkvm.abi.numbers import (
     KVM_ENOSYS,
     KVM_EPERM,
+    KVM_HC_KICK_CPU,
+    KVM_HC_SCHED_YIELD,
     KVM_HC_VAPIC_POLL_IRQ,
     SCHED_POLL_MAX_PORTS,
     U32_MAX,
@@ -94,6 +96,8 @@ class Forward:
 FORWARD: Final = Forward()
 """The VMM must answer: KVM_EXIT_XEN."""
 
+_KVM_HYPERCALLS: Final = frozenset((KVM_HC_VAPIC_POLL_IRQ, KVM_HC_KICK_CPU, KVM_HC_SCHED_YIELD))
+
 Result = int | Forward
 
 
@@ -108,10 +112,14 @@ def dispatch(call: Call) -> Result:
 
 
 def _kvm_hypercall(call: Call) -> int:
-    """KVM's own ABI (`kvm_emulate_hypercall`) as far as a guest without KVM's features sees it."""
+    """KVM's own ABI (`kvm_emulate_hypercall`).
+
+    CLOCK_PAIRING (9) and SEND_IPI (10) are not modelled: their arguments are in registers that a Xen
+    hypercall doesn't use.
+    """
     if call.regs.cpl > 0:
         return -KVM_EPERM
-    return 0 if call.regs.nr == KVM_HC_VAPIC_POLL_IRQ else -KVM_ENOSYS
+    return 0 if call.regs.nr in _KVM_HYPERCALLS else -KVM_ENOSYS
 
 
 def _xen_version(call: Call) -> Result:

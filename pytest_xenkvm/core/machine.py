@@ -141,7 +141,7 @@ class XenVm:
         """KVM_RUN up to the guest: clocks, runstate, deferred events and timers."""
         state = self.state
         update_vcpu_clocks(state, vcpu)
-        if state.xen_enabled:
+        if state.config.msr:
             runstate.change(state, vcpu, Runstate.RUNNING)
         self._settle(vcpu)
 
@@ -189,6 +189,8 @@ class XenVm:
     def wrmsr(self, vcpu: VcpuState, msr: int, value: int, *, long_mode_active: bool) -> MsrWrite:
         """The guest writes an MSR, with EFER.LMA as given. Raises KvmError when KVM_RUN fails."""
         outcome = write_msr(self.state, msr, value, long_mode_active=long_mode_active)
+        if vcpu.master_clock_due:
+            update_vcpu_clocks(self.state, vcpu)
         self._settle(vcpu)
         return outcome
 

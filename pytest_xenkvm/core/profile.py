@@ -33,6 +33,11 @@ class Profile:
     """Bytes that VCPU_INFO and VCPU_INFO_HVA must be aligned to, else -ENXIO (1: not checked)."""
     hypercall_msr_range: range | None
     """MSR indices that KVM_XEN_HVM_CONFIG takes besides 0, else -EINVAL (None: any)."""
+    guest_stopped_bleeds: bool
+    """The guest's PVCLOCK_GUEST_STOPPED in vcpu_info's clock also goes into VCPU_TIME_INFO's."""
+    shared_info_updates_clocks: bool
+    """Writing the wall clock (SHARED_INFO, LONG_MODE, a latch) also renews every vCPU's pvclock structures
+    (`kvm_xen_shared_info_init`)."""
     runstate_ignores_backward_clock: bool
     """A runstate change whose clock went backwards accounts no time, and stolen time never exceeds the
     elapsed time (`kvm_xen_update_runstate`)."""
@@ -67,6 +72,8 @@ LINUX_6_12: Final = Profile(
     forwards_singleshot_while_id_unset=False,
     vcpu_info_alignment=4,
     hypercall_msr_range=None,
+    guest_stopped_bleeds=True,
+    shared_info_updates_clocks=True,
     runstate_ignores_backward_clock=False,
 )
 
@@ -76,6 +83,7 @@ LINUX_7_2: Final = evolve(
     summary="Linux 7.2 (7.2.13)",
     vcpu_info_alignment=1,
     hypercall_msr_range=range(0x4000_0000, 0x5000_0000),
+    guest_stopped_bleeds=False,
 )
 
 LINUX_7_3: Final = evolve(
@@ -84,6 +92,7 @@ LINUX_7_3: Final = evolve(
     summary="Linux 7.3 (7.3-rc7): the ABI that the rules demand",
     unset_vcpu_id=XEN_VCPU_ID_INVALID,
     forwards_singleshot_while_id_unset=True,
+    shared_info_updates_clocks=False,
     runstate_ignores_backward_clock=True,
 )
 

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from errno import EBUSY, EINVAL, ENXIO
+from typing import Final
 
 from attrs import frozen
 
 from pytest_xenkvm.abi.numbers import (
+    KVM_IRQ_ROUTING_HV_SINT,
+    KVM_IRQ_ROUTING_IRQCHIP,
+    KVM_IRQ_ROUTING_MSI,
     KVM_IRQ_ROUTING_XEN_EVTCHN,
     KVM_IRQFD_FLAG_DEASSIGN,
     KVM_IRQFD_FLAG_RESAMPLE,
@@ -21,6 +25,17 @@ from pytest_xenkvm.core.errors import KvmError
 from pytest_xenkvm.core.eventfd import Eventfd, lookup
 from pytest_xenkvm.core.evtchn import check_priority, deliver
 from pytest_xenkvm.core.state import EvtchnDelivery, VmState
+
+_ROUTE_TYPES: Final = {
+    "full": (
+        KVM_IRQ_ROUTING_IRQCHIP,
+        KVM_IRQ_ROUTING_MSI,
+        KVM_IRQ_ROUTING_HV_SINT,
+        KVM_IRQ_ROUTING_XEN_EVTCHN,
+    ),
+    "split": (KVM_IRQ_ROUTING_MSI, KVM_IRQ_ROUTING_HV_SINT, KVM_IRQ_ROUTING_XEN_EVTCHN),
+}
+"""The types of route that a VM with each irqchip may have."""
 
 
 @frozen(kw_only=True)
@@ -37,19 +52,22 @@ class GsiRoute:
 def set_gsi_routing(vm: VmState, entries: Sequence[GsiRoute]) -> None:
     """KVM_SET_GSI_ROUTING: replace all routes. Ports and vCPUs are not checked.
 
-    Raises KvmError -EINVAL, the old routes staying, without an irqchip, for a GSI >= 4096, a priority
-    other than 2LEVEL, a second route of a GSI where either is a Xen one, or more than 4096 entries.
-    Entries of other types are the irqchip's business: they raise no Xen event.
+    Raises KvmError -EINVAL, the old routes staying, without an irqchip, for a GSI >= 4096, a type that
+    this irqchip doesn't have, a priority other than 2LEVEL, a second route of a GSI (but for irqchip pins,
+    of which a GSI may have one in each chip), or more than 4096 entries. Only Xen ones raise Xen events.
     """
     if vm.irqchip == "none" or len(entries) > KVM_MAX_IRQ_ROUTES:
         raise KvmError(EINVAL)
     routes: dict[int, EvtchnDelivery] = {}
-    others: set[int] = set()
+    types: dict[int, int] = {}
     for entry in entries:
-        is_xen = entry.type == KVM_IRQ_ROUTING_XEN_EVTCHN
-        if entry.gsi >= KVM_MAX_IRQ_ROUTES or entry.gsi in routes or (is_xen and entry.gsi in others):
+        before = types.setdefault(entry.gsi, entry.type) if entry.gsi in types else None
+        shared_pin = before == entry.type == KVM_IRQ_ROUTING_IRQCHIP
+        if entry.gsi >= KVM_MAX_IRQ_ROUTES or entry.type not in _ROUTE_TYPES[vm.irqchip]:
             raise KvmError(EINVAL)
-        others.add(entry.gsi)
+        if before is not None and not shared_pin:
+            raise KvmError(EINVAL)
+        types[entry.gsi] = entry.type
         if entry.type == KVM_IRQ_ROUTING_XEN_EVTCHN:
             check_priority(entry.priority)
             routes[entry.gsi] = EvtchnDelivery(port=entry.port, vcpu_id=entry.vcpu_id)
@@ -78,12 +96,14 @@ def set_irqfd(vm: VmState, *, fd: int, gsi: int, flags: int) -> None:
     deassign = flags & KVM_IRQFD_FLAG_DEASSIGN
     if flags & ~(KVM_IRQFD_FLAG_DEASSIGN | KVM_IRQFD_FLAG_RESAMPLE):
         raise KvmError(EINVAL)
-    if not deassign and (flags or vm.irqchip == "none"):
+    if not deassign and (vm.irqchip == "none" or (flags and vm.irqchip != "full")):
         raise KvmError(EINVAL)
     eventfd = lookup(vm.files, fd)
     if deassign:
         _deassign(vm, eventfd, gsi)
         return
+    if flags:
+        raise KvmError(EINVAL)
     if eventfd in vm.irqfds:
         raise KvmError(EBUSY)
     vm.irqfds[eventfd] = gsi

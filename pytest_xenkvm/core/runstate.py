@@ -64,7 +64,7 @@ def change(vm: VmState, vcpu: VcpuState, state: int) -> None:
         _add_elapsed(vm, vcpu, elapsed)
     account.seen_run_delay = vcpu.run_delay
     account.state, account.entry_time = state, vm.now
-    write_guest(vm, vcpu)
+    write_guest(vm, vcpu, atomic=state == Runstate.RUNNABLE)
 
 
 def _add_elapsed(vm: VmState, vcpu: VcpuState, elapsed: int) -> None:
@@ -121,8 +121,12 @@ def adjust(vm: VmState, vcpu: VcpuState, values: Sequence[int]) -> None:
         change(vm, vcpu, state)
 
 
-def write_guest(vm: VmState, vcpu: VcpuState) -> None:
-    """Write the account to the guest's copy, if there is one that the current layout fits."""
+def write_guest(vm: VmState, vcpu: VcpuState, *, atomic: bool = False) -> None:
+    """Write the account to the guest's copy, if there is one.
+
+    A copy set in the 32-bit layout may need a second page since LONG_MODE. An `atomic` update (into
+    RUNNABLE, which the scheduler makes too) can't map one and writes nothing; the next other one does.
+    """
     head = vcpu.runstate_head.backing
     if head is None:
         return
@@ -133,7 +137,7 @@ def write_guest(vm: VmState, vcpu: VcpuState) -> None:
         vm.memory.write(head, state)
         vm.memory.write(head + vm.layout.runstate_entry_time, times)
         return
-    tail = _tail(vm, vcpu, head + room, size - room)
+    tail = vcpu.runstate_tail.backing if atomic else _tail(vm, vcpu, head + room, size - room)
     if tail is None:
         return
     padding = bytes(vm.layout.runstate_entry_time - _STATE.size)

@@ -96,6 +96,8 @@ class VcpuState:
     timer: Timer = Factory(Timer)
     clock_update_due: bool = False
     """Write the pvclock structures at the next guest entry."""
+    master_clock_due: bool = False
+    """Renew the pvclock structures of all vCPUs at the next guest entry."""
     irr: int = 0
     """Local APIC: requested vectors, a bit each."""
     polling: int | None = None
@@ -121,6 +123,8 @@ class VmState:
     now: int = 0
     """The VM's clock (ns since creation); moved only by `timer.advance` and `timer.set_clock`."""
     config: HvmConfig = Factory(HvmConfig)
+    xen_enabled_until: int = 0
+    """Until then (ns of the VM's clock) a VM that gave up its hypercall MSR is treated as one that has it."""
     long_mode: bool = False
     shared_info: MemoryArea = Factory(MemoryArea)
     upcall_vector: int = 0
@@ -143,8 +147,11 @@ class VmState:
 
     @property
     def xen_enabled(self) -> bool:
-        """A hypercall MSR is configured, so the kernel looks after Xen events at guest entry."""
-        return self.config.msr != 0
+        """A hypercall MSR is configured, or was until a second ago: the kernel looks after Xen events.
+
+        The host's switch for that (the static key `kvm_xen_enabled`) goes off a second late.
+        """
+        return self.config.msr != 0 or self.now < self.xen_enabled_until
 
     @property
     def intercepts_hypercalls(self) -> bool:

@@ -98,6 +98,25 @@ SWITCHES: Final[tuple[Switch, ...]] = (
         word=_msr_range,
     ),
     Switch(
+        field="guest_stopped_bleeds",
+        title="PVCLOCK_GUEST_STOPPED in vcpu_info's clock also goes into VCPU_TIME_INFO's",
+        source="kvm_guest_time_update; seen on 6.12.117, not on 7.2.13 and 7.3-rc7",
+        shows="The flag, set by the guest in one of its pvclock structures, after the next update of both.",
+        advice="Nothing: each structure keeps its own flag on all kernels.",
+        word=_yes_no,
+    ),
+    Switch(
+        field="shared_info_updates_clocks",
+        title="Writing the wall clock also renews every vCPU's pvclock structures",
+        source="kvm_xen_shared_info_init; seen on 6.12.117 and 7.2.13, not on 7.3-rc7",
+        shows=(
+            "The version in vcpu_info's clock and VCPU_TIME_INFO after SHARED_INFO or LONG_MODE was set, or "
+            "latched anew."
+        ),
+        advice="Don't count on it: setting VCPU_INFO or VCPU_TIME_INFO renews a vCPU's clocks everywhere.",
+        word=_yes_no,
+    ),
+    Switch(
         field="runstate_ignores_backward_clock",
         title=(
             "A clock that went backwards adds nothing to the runstate times, and stolen time never exceeds "

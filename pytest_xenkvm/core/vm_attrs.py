@@ -27,6 +27,9 @@ from pytest_xenkvm.core.hypercall_page import latch_long_mode
 from pytest_xenkvm.core.outbound import set_outbound
 from pytest_xenkvm.core.state import HvmConfig, VmState
 
+XEN_DISABLE_DELAY_NS: Final = 1_000_000_000
+"""How long the host goes on treating a VM as a Xen one after its last hypercall MSR."""
+
 
 def configure(vm: VmState, config: HvmConfig) -> None:
     """KVM_XEN_HVM_CONFIG.
@@ -43,9 +46,13 @@ def configure(vm: VmState, config: HvmConfig) -> None:
         or (config.msr and msr_range is not None and config.msr not in msr_range)
     ):
         raise KvmError(EINVAL)
+    if vm.config.msr and not config.msr and vm.now >= vm.xen_enabled_until:
+        vm.xen_enabled_until = vm.now + XEN_DISABLE_DELAY_NS
+    changed_flags = vm.config.flags ^ config.flags
     vm.config = config
-    for vcpu in vm.vcpus:
-        vcpu.clock_update_due = True
+    if changed_flags & XenHvmFlag.PVCLOCK_TSC_UNSTABLE:
+        for vcpu in vm.vcpus:
+            vcpu.clock_update_due = True
 
 
 def set_attr(vm: VmState, type_: int, value: Any) -> None:

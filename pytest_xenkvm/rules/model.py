@@ -80,7 +80,7 @@ class Context:
         return ""
 
 
-PROBES = frozenset({"kvm-oracle", "replay"})
+PROBES = frozenset({"kvm-oracle", "lab", "replay"})
 """Recorders whose VMM is a test program."""
 
 

@@ -22,7 +22,7 @@ def test_the_core_answers_like_the_recorded_kernel(name: str) -> None:
 
 
 def test_every_golden_is_there() -> None:
-    """No golden has got lost: 36 directed traces a kernel, and the random ones."""
+    """No golden has got lost: 36 directed traces a kernel, the random ones, and those of the lab."""
     assert Counter(name.rpartition("/")[0] for name in NAMES) == {
         "linux-6.12/directed": 36,
         "linux-6.12/random": 40,
@@ -30,6 +30,9 @@ def test_every_golden_is_there() -> None:
         "linux-7.2/random": 40,
         "linux-7.3/directed": 36,
         "linux-7.3/random": 40,
+        "linux-6.12/lab": 16,
+        "linux-7.2/lab": 9,
+        "linux-7.3/lab": 16,
         "linux-7.3-max1024/directed": 36,
         "linux-7.3-max1024/random": 30,
     }

@@ -137,6 +137,8 @@ FLIPPED: Final[dict[str, tuple[Any, str]]] = {
     "forwards_singleshot_while_id_unset": (False, "linux-7.3/directed/vcpu-id-default"),
     "vcpu_info_alignment": (2, "linux-6.12/directed/vcpu-info"),
     "hypercall_msr_range": (range(0x4000_0000, 0x4FFF_FFFF), "linux-7.2/directed/hvm-config"),
+    "guest_stopped_bleeds": (True, "linux-7.3/lab/stopped"),
+    "shared_info_updates_clocks": (True, "linux-7.3/lab/pvclock"),
 }
 """A wrong value for a switch, and a golden that shows it."""
 WITHOUT_GOLDEN = {"runstate_ignores_backward_clock"}

@@ -48,7 +48,7 @@ def test_every_switch_tells_what_to_do(switch: Switch) -> None:
     assert switch.shows.endswith(".")
     assert switch.advice.endswith(".")
     assert not switch.title.endswith(".")
-    assert switch.source.startswith("kvm_xen_")
+    assert switch.source.startswith("kvm_")
     assert any(version in switch.source for version in ("6.12", "7.2", "7.3"))
 
 

@@ -115,7 +115,7 @@ def trace_name(kernel: str) -> str:
 
 def test_the_goldens_are_there() -> None:
     """Directed and random goldens of all four kernels are there to be judged."""
-    assert {name.rpartition("/")[0] for name in NAMES} == {
+    assert {name.rpartition("/")[0] for name in NAMES} >= {
         f"{kernel}/{kind}" for kernel in (*NEW_KERNELS, *OLD_KERNELS) for kind in ("directed", "random")
     }
 
