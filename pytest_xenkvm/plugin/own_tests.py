@@ -70,7 +70,7 @@ class Replayer:
             rules = select_rules(known, said.rules if rules is None else rules)
         options = ReplayOptions(profile=profile or said.profile, engine=engine or said.engine, behaviour=vmm)
         observations: list[Observation] = []
-        result = run_trace(source, rules, options, progress=observations.append)
+        result = run_trace(source, rules, options, observer=observations.append)
         return Replayed(observations=observations, result=result)
 
     def _open(self, spec: str | Path) -> Trace:

@@ -17,7 +17,7 @@ from pytest_xenkvm.hosts.protocol import Host
 from pytest_xenkvm.replay.errors import ReplayError
 from pytest_xenkvm.replay.ioctl_bytes import REQUEST_NAMES, Names, as_event
 from pytest_xenkvm.replay.kernel import UNTIMED_EVENT_NS
-from pytest_xenkvm.replay.observation import Observation, Place
+from pytest_xenkvm.replay.observation import Observation, Place, Tally
 from pytest_xenkvm.replay.stepper import Stepper
 from pytest_xenkvm.trace.events import (
     Event,
@@ -43,13 +43,17 @@ _MEMORY_IF_UNKNOWN: Final = 64 << 20
 
 
 def vmm_replay(
-    host: Host, header: Header, events: Callable[[], Iterable[Event]], behaviour: VmmBehaviour
+    host: Host,
+    header: Header,
+    events: Callable[[], Iterable[Event]],
+    behaviour: VmmBehaviour,
+    tally: Tally | None = None,
 ) -> Iterator[Observation]:
     """Let `behaviour` configure a VM and answer the trace's guest: observations of both sides, in order.
 
-    `events` is called once, or twice if the header doesn't say how many vCPUs there are. Raises HostError
-    if the VM can't be had, ReplayError if the behaviour leaves a hypercall without an answer; what the
-    behaviour itself raises passes through.
+    `tally` counts the guest's events. `events` is called once, or twice if the header doesn't say how many
+    vCPUs there are. Raises HostError if the VM can't be had, ReplayError if the behaviour leaves a hypercall
+    without an answer; what the behaviour itself raises passes through.
     """
     shape = header.vm or _shape_of(events())
     host_vm = host.create_vm(shape, cpu_vendor=header.cpu_vendor)
@@ -57,11 +61,14 @@ def vmm_replay(
     vm = Vm.on(host_vm, shape, watcher.watch)
     behaviour.configure(vm)
     yield from watcher.observed(BEFORE_THE_GUEST)
-    replay = _VmmReplay(Stepper(host_vm, header), vm, behaviour)
+    replay, tally = _VmmReplay(Stepper(host_vm, header), vm, behaviour), tally or Tally()
     for index, event in enumerate(events()):
         observation = replay.step(Place(index), event)
         yield from watcher.observed(Place(index))
         if observation is not None:
+            tally.events += 1
+            tally.hypercalls += isinstance(event, Hypercall)
+            tally.inferred += event.inferred
             yield observation
 
 
@@ -89,7 +96,7 @@ class _VmmReplay:
         self.now = max(self.now, event.ts or 0)
         if isinstance(event, Hypercall):
             self.answer = None
-            happened = self.stepper.hypercall(event, self._answer)
+            happened = self.stepper.hypercall(event, event.ts, self._answer)
             self._take_interrupts(event.vcpu)
             if happened is None:
                 return Observation(place=place, event=event, unjudged=("unseen memory",))
@@ -103,7 +110,7 @@ class _VmmReplay:
         elif isinstance(event, VcpuRun):
             happened = self.stepper.vcpu_run(event)
         elif isinstance(event, Wait):
-            happened = self.stepper.wait(event, len(self.vm.vcpus))
+            happened = self.stepper.wait(event, len(self.vm.vcpus), event.ts)
         elif isinstance(event, Mem) and event.op == "write":
             happened = self.stepper.mem(event)
         else:
