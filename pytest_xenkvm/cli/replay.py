@@ -69,7 +69,11 @@ Exit codes: 0 all well, 1 a divergence or a violated rule, 2 unusable input (the
 @click.option(
     "--rules", "selection", metavar="SELECTION", help='Rule ids or patterns, comma-separated; "!" excludes.'
 )
-@click.option("--vmm", metavar="MODULE:CLASS", help="A VMM behaviour, which then configures and answers.")
+@click.option(
+    "--vmm",
+    metavar="VMM",
+    help="A VMM behaviour, which then configures and answers: module:Class, cmd:COMMAND LINE, or a name.",
+)
 @click.option("--until", type=click.IntRange(0), metavar="N", help="Stop before event N.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("-v", "--verbose", is_flag=True, help="Print all divergences and findings, and all rules.")

@@ -8,14 +8,17 @@ import pytest
 from attrs import define, field, frozen
 
 from pytest_xenkvm.hosts.protocol import HostError
+from pytest_xenkvm.plugin.session import settings
 from pytest_xenkvm.replay.errors import ReplayError
 from pytest_xenkvm.rules.model import Rule
 from pytest_xenkvm.rules.run import ReplayOptions, ReplayResult, run_trace
 from pytest_xenkvm.trace.errors import TraceError
 from pytest_xenkvm.trace.files import Trace
 from pytest_xenkvm.vmm.behaviour import VmmBehaviour
+from pytest_xenkvm.vmm.load import BehaviourError
 
-_PACKAGE = __name__.partition(".")[0]
+_NOT_THE_USERS = {__name__.partition(".")[0], "asyncio"}
+"""Packages whose frames say nothing about a behaviour."""
 
 
 @frozen
@@ -59,7 +62,7 @@ class Replays:
 
 
 def _without_ours(traceback: TracebackType | None) -> TracebackType | None:
-    """A traceback without the frames of this package; all of it if there are no others."""
+    """A traceback without the frames of this package and asyncio; all of it if there are no others."""
     kept = []
     entry = traceback
     while entry is not None:
@@ -74,7 +77,17 @@ def _without_ours(traceback: TracebackType | None) -> TracebackType | None:
 
 def _is_ours(entry: TracebackType) -> bool:
     module: str = entry.tb_frame.f_globals.get("__name__", "")
-    return module.partition(".")[0] == _PACKAGE
+    return module.partition(".")[0] in _NOT_THE_USERS
+
+
+def behaviour_of_options(config: pytest.Config) -> VmmBehaviour | None:
+    """A behaviour that `--xenkvm-vmm` or the ini file name; None if they name none."""
+    __tracebackhide__ = True
+    make = settings(config).make_vmm
+    try:
+        return None if make is None else make()
+    except BehaviourError as error:
+        raise pytest.fail.Exception(str(error), pytrace=False) from None
 
 
 def check_behaviour(behaviour: object) -> None:
