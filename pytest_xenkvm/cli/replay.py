@@ -20,8 +20,9 @@ from pytest_xenkvm.replay.errors import ReplayError
 from pytest_xenkvm.report.json_result import result_json
 from pytest_xenkvm.report.text import Role, divergences_lines, verdict_line, verdict_lines
 from pytest_xenkvm.rules.model import State
+from pytest_xenkvm.rules.profiles import AUTO
 from pytest_xenkvm.rules.registry import RuleError, all_rules, select_rules
-from pytest_xenkvm.rules.run import AUTO, ENGINES, MODEL, ReplayOptions, ReplayResult, run_trace
+from pytest_xenkvm.rules.run import ENGINES, MODEL, ReplayOptions, ReplayResult, run_trace
 from pytest_xenkvm.trace.errors import TraceError
 from pytest_xenkvm.trace.files import open_trace
 from pytest_xenkvm.vmm.behaviour import VmmBehaviour
@@ -52,10 +53,11 @@ Exit codes: 0 all well, 1 a divergence or a violated rule, 2 unusable input (the
 @click.argument("trace")
 @click.option(
     "--profile",
-    type=click.Choice([AUTO, *PROFILES]),
+    metavar="NAME",
     default=AUTO,
     show_default=True,
-    help="The kernel to answer like; auto: the one that the trace was recorded on.",
+    help=f"The kernel to answer like: {', '.join(PROFILES)}, one of an installed package, or auto: "
+    "the one that the trace was recorded on.",
 )
 @click.option(
     "--engine",
@@ -67,7 +69,11 @@ Exit codes: 0 all well, 1 a divergence or a violated rule, 2 unusable input (the
 @click.option(
     "--rules", "selection", metavar="SELECTION", help='Rule ids or patterns, comma-separated; "!" excludes.'
 )
-@click.option("--vmm", metavar="MODULE:CLASS", help="A VMM behaviour, which then configures and answers.")
+@click.option(
+    "--vmm",
+    metavar="VMM",
+    help="A VMM behaviour, which then configures and answers: module:Class, cmd:COMMAND LINE, or a name.",
+)
 @click.option("--until", type=click.IntRange(0), metavar="N", help="Stop before event N.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("-v", "--verbose", is_flag=True, help="Print all divergences and findings, and all rules.")

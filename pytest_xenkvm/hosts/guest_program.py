@@ -15,7 +15,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Final
 
-from attrs import asdict, define, evolve, field
+from attrs import Factory, asdict, define, evolve, field
 
 from pytest_xenkvm.abi.numbers import U32_MAX, U64_MAX
 from pytest_xenkvm.core import timer
@@ -33,9 +33,11 @@ from pytest_xenkvm.hosts import elf, guest_cpuid, guest_msrs
 from pytest_xenkvm.hosts.emulated import EmulatedVm, create_machine, map_slots
 from pytest_xenkvm.hosts.program_parts import (
     REAL_MODE,
+    KernelClock,
     Pointers,
     ProgramMemory,
     SerialOutput,
+    VmmClock,
     read_port,
 )
 from pytest_xenkvm.hosts.protocol import HostError
@@ -90,6 +92,9 @@ class ProgramVm(EmulatedVm):
     msrs: dict[int, int] = field(factory=dict, init=False)
     stuck_because: str = field(default="", init=False)
     """What the engine said about the run that ended as `Ended.STUCK`."""
+    _clock: VmmClock = field(init=False)
+    _pointers: Pointers = field(init=False, default=Factory(lambda self: Pointers(self.cpu), takes_self=True))
+    """What the program's last hypercall points at."""
 
     @classmethod
     def create(
@@ -143,6 +148,14 @@ class ProgramVm(EmulatedVm):
             unseen=("mem",),
         )
 
+    def read_virtual(self, vcpu: int, gva: int, size: int) -> bytes | None:
+        """By the program's page tables; vCPUs that run no program have none."""
+        return self.read_memory(gva, size) if vcpu else self._pointers.read(gva, size, size)
+
+    def write_virtual(self, vcpu: int, gva: int, data: bytes) -> bool:
+        """Likewise; False, and nothing stored, if not all of it is mapped."""
+        return self.write_memory(gva, data) if vcpu else self._pointers.write(gva, data)
+
     def load(
         self, code: bytes, at: int, *, mode: Mode | None = Mode.LONG, cpl: int = 0, entry: int | None = None
     ) -> None:
@@ -165,9 +178,9 @@ class ProgramVm(EmulatedVm):
         mode = Mode.LONG if loaded.bits == _LONG_BITS else Mode.PROTECTED
         self.load(b"", loaded.entry, mode=mode, cpl=cpl)
 
-    def run_program(self, answer: Answer, *, limit: int = 1_000_000) -> Ended:
-        """Run up to about `limit` instructions."""
-        vcpu = self.machine.state.vcpus[0]
+    def run_program(self, answer: Answer, *, limit: int = 1_000_000, clock: VmmClock | None = None) -> Ended:
+        """Run up to about `limit` instructions; `clock` is by default the kernel's alone."""
+        vcpu, self._clock = self.machine.state.vcpus[0], clock or KernelClock(self.machine)
         try:
             while limit > 0:
                 self.machine.enter(vcpu)
@@ -175,7 +188,7 @@ class ProgramVm(EmulatedVm):
                 stop = self.cpu.run(min(count, limit))
                 spent = count if stop == Stop.LIMIT else STOP_NS
                 limit -= spent if stop == Stop.LIMIT else 1
-                self.machine.advance(self.machine.state.now + spent)
+                self._clock.pass_time(ns=spent)
                 ended = self._serve(stop, vcpu, answer)
                 if ended is not None:
                     return ended
@@ -217,7 +230,7 @@ class ProgramVm(EmulatedVm):
         long = cpu.state.executes_64_bit
         a0, a1, a2, a3, a4, a5 = (cpu.general[n] for n in (_ARGUMENTS_64 if long else _ARGUMENTS_32))
         registers = HypercallRegisters(cpu.general[RAX], (a0, a1, a2, a3, a4, a5), long, cpu.state.cpl)
-        pointers = Pointers(cpu)
+        pointers = self._pointers = Pointers(cpu)
         where = cpu.linear_rip
         outcome = self.machine.hypercall(vcpu, registers, pointers.read, linear_rip=where)
         handled = isinstance(outcome, int)
@@ -241,6 +254,7 @@ class ProgramVm(EmulatedVm):
                 compat=cpu.state.long_mode_active and not long,
             )
         )
+        self._clock.react()
 
     def _fix_instruction(self) -> bool:
         """The other vendor's instruction is put right (`em_hypercall`); False: it faults instead."""
@@ -267,10 +281,11 @@ class ProgramVm(EmulatedVm):
         if not self.cpu.takes_interrupts:
             return Ended.HALTED
         while self.machine.next_vector(vcpu) is None:
-            deadline = timer.next_deadline(self.machine.state)
+            deadlines = (timer.next_deadline(self.machine.state), self._clock.next_timer())
+            deadline = min((due for due in deadlines if due is not None), default=None)
             if deadline is None:
                 return Ended.HALTED
-            self.machine.advance(deadline)
+            self._clock.pass_time(until=deadline)
             self.machine.enter(vcpu)
         return None
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Final
 
-from attrs import Factory, define, field
+from attrs import Factory, define, evolve, field
 
 from pytest_xenkvm.abi.numbers import U32_MAX
 from pytest_xenkvm.replay.migration import Migration
@@ -20,6 +20,7 @@ from pytest_xenkvm.rules.model import (
     Context,
     Hypercalls,
     Ioctls,
+    Judged,
     Rule,
     Seen,
     State,
@@ -49,6 +50,8 @@ class Judge:
     _checkers: dict[str, Checker] = field(init=False)
     _watchers: dict[Seen, tuple[Checker, ...]] = Factory(dict)
     """By kind of event, and by those of `Ioctls` and `Hypercalls` that rules name."""
+    _of_vmm: frozenset[int] = field(init=False)
+    """Identities of the checkers of rules about the VMM."""
     _calls: dict[tuple[int, bool], tuple[Checker, ...]] = Factory(dict)
     """Who is shown a hypercall, by number and by whether it was forwarded."""
     _alike: dict[Hashable, _Effect | None] = Factory(dict)
@@ -57,6 +60,8 @@ class Judge:
     def __attrs_post_init__(self) -> None:
         applicable = [rule for rule in self.rules if not self.context.inapplicable(rule)]
         self._checkers = {rule.id: rule.checker(self.context) for rule in applicable}
+        vmm_rules = (rule for rule in applicable if rule.judges is Judged.VMM)
+        self._of_vmm = frozenset(id(self._checkers[rule.id]) for rule in vmm_rules)
         for rule in applicable:
             for seen in rule.sees:
                 self._watchers[seen] = (*self._watchers.get(seen, ()), self._checkers[rule.id])
@@ -86,10 +91,16 @@ class Judge:
         """Show an observation to the rules that want its event.
 
         Inferred events are shown to none: nothing is judged by what nobody saw. What they set up counts.
+        What a VMM behaviour does to the VM that it migrates the replay's to is shown to rules about the VMM;
+        `Context.setup` then is that VM's, and `Context.source` that of the replay's VM.
         """
         event = observation.event
+        if observation.place.after and self.context.source is None:
+            self._change_context(evolve(self.context, setup=Setup(), source=self.context.setup))
         if not event.inferred:
             watchers = self._who_sees(event)
+            if observation.place.after:
+                watchers = tuple(checker for checker in watchers if id(checker) in self._of_vmm)
             if isinstance(event, Hypercall):
                 self._observe_call(observation, event, watchers)
             else:
@@ -154,8 +165,17 @@ class Judge:
 
     def observe_migration(self, migration: Migration) -> None:
         """Show the migration that ends the replay to the rules that want it."""
+        if self.context.source is not None:
+            self._change_context(evolve(self.context, setup=self.context.source, source=None))
         for checker in self._watchers.get(Migration, ()):
             checker.observe_migration(migration)
+
+    def _change_context(self, context: Context) -> None:
+        """From now on another VM is observed."""
+        self._forget()
+        self.context = context
+        for checker in self._checkers.values():
+            checker.context = context
 
     def verdicts(self) -> tuple[Verdict, ...]:
         """The verdicts, in the order of the rules."""

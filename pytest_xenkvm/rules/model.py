@@ -76,6 +76,8 @@ class Context:
     """The profile that the host emulates, if its ABI is not the one that rules demand."""
     setup: Setup = Factory(Setup)
     """What the VMM has set up before the observation under judgement; `Judge` keeps it up to date."""
+    source: Setup | None = None
+    """While a VMM under test sets up the VM that it migrates to: what it had set up on the one before."""
 
     @property
     def abi(self) -> Profile:

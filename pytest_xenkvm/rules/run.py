@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from attrs import frozen
 
-from pytest_xenkvm.core.profile import LINUX_7_3, PROFILES, HostLimits, Profile, profile_for_release
+from pytest_xenkvm.core.profile import LINUX_7_3, HostLimits, Profile
 from pytest_xenkvm.hosts.emulated import EmulatedHost
 from pytest_xenkvm.hosts.protocol import Host
 from pytest_xenkvm.replay.errors import ReplayError
@@ -25,9 +25,10 @@ from pytest_xenkvm.replay.observation import (
 from pytest_xenkvm.replay.vmm import vmm_replay
 from pytest_xenkvm.rules.judge import Judge
 from pytest_xenkvm.rules.model import Context, Rule, State, Verdict
+from pytest_xenkvm.rules.profiles import AUTO, choose_profile
 from pytest_xenkvm.trace.events import Event, Header, timed
 from pytest_xenkvm.trace.xkt import XktTrace
-from pytest_xenkvm.vmm.behaviour import VmmBehaviour
+from pytest_xenkvm.vmm.behaviour import VmmBehaviour, behaviour_name
 
 if TYPE_CHECKING:
     from pytest_xenkvm.hosts.unicorn_host import UnicornHost
@@ -44,9 +45,6 @@ MODEL: Final = "model"
 UNICORN: Final = "unicorn"
 ENGINES: Final = (MODEL, UNICORN)
 """What makes the guest's side happen: registers handed to the core, or guest code on Unicorn."""
-
-AUTO: Final = "auto"
-"""Profile name that means: by the kernel that the trace's header names."""
 
 
 class TraceSource(Protocol):
@@ -89,16 +87,6 @@ class ReplayResult:
         return not self.divergence_count and not any(v.state is State.VIOLATED for v in self.verdicts)
 
 
-def choose_profile(name: str, header: Header) -> Profile:
-    """The profile called `name`, or ("auto") the one of the header's kernel; raises ReplayError."""
-    if name == AUTO:
-        return profile_for_release(header.kernel)
-    profile = PROFILES.get(name)
-    if profile is None:
-        raise ReplayError(f"there is no profile {name!r}; there are auto, {', '.join(PROFILES)}")
-    return profile
-
-
 def emulated_host(header: Header, profile: Profile, engine: str = MODEL) -> EmulatedHost | UnicornHost:
     """The emulated host for a trace: KVM_MAX_VCPUS as the header has it.
 
@@ -122,13 +110,16 @@ class ReplayOptions:
     profile: str = AUTO
     behaviour: VmmBehaviour | None = None
     engine: str = MODEL
+    profiles: tuple[Profile, ...] = ()
+    """Those that `profile` may name besides the bundled ones and those of installed packages."""
     until: int | None = None
     """Stop before the event with this index."""
 
 
 def observe_trace(trace: TraceSource, options: ReplayOptions) -> Iterator[Observation]:
     """Replay `trace` on the emulated host; raises ReplayError, HostError, TraceError, what the VMM raises."""
-    host = emulated_host(trace.header, choose_profile(options.profile, trace.header), options.engine)
+    profile = choose_profile(options.profile, trace.header, options.profiles)
+    host = emulated_host(trace.header, profile, options.engine)
     return _observe(host, trace, options, EVERYONE, Tally())
 
 
@@ -170,7 +161,7 @@ def run_trace(
     `progress` of the number of events, now and then. When all is over, the VM is migrated to a fresh one if
     a rule asks for it. Raises as `observe_trace` does.
     """
-    profile = choose_profile(options.profile, trace.header)
+    profile = choose_profile(options.profile, trace.header, options.profiles)
     host, behaviour = emulated_host(trace.header, profile, options.engine), options.behaviour
     migrator, tally = Migrator(host), Tally()
     context = Context(
@@ -195,7 +186,7 @@ def run_trace(
     return ReplayResult(
         trace=trace.name,
         profile=profile.name,
-        vmm=None if behaviour is None else type(behaviour).__name__,
+        vmm=None if behaviour is None else behaviour_name(behaviour),
         events=tally.events,
         hypercalls=tally.hypercalls,
         unjudged=unjudged,
