@@ -110,7 +110,7 @@ class TraceFile(pytest.Collector):
                 yield item
 
     def _rules(self, selection: str) -> tuple[Rule, ...]:
-        """The rules that judge this trace. Traces that the same hooks count for share them: asking is slow."""
+        """The rules that judge this trace, asked for once for all traces that the same hooks count for."""
         implementations = self.ihook.pytest_xenkvm_rules.get_hookimpls()
         asked = tuple(id(implementation.function) for implementation in implementations)
         known = self.session.stash.setdefault(_RULES, {})

@@ -60,6 +60,11 @@ class TraceItem(pytest.Function):
         """The parameters in the name, in brackets, or nothing."""
         return self.name.removeprefix(self.originalname)
 
+    @property
+    def xenkvm_cached(self) -> bool:
+        """Whether the result that it judged came from the cache."""
+        return self.replays.is_cached(self.parameters)
+
     def runtest(self) -> None:
         """Replay the trace unless that is done, and judge."""
         __tracebackhide__ = True

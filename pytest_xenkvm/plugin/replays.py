@@ -8,6 +8,7 @@ import pytest
 from attrs import define, field, frozen
 
 from pytest_xenkvm.hosts.protocol import HostError
+from pytest_xenkvm.plugin.cached import replay_once
 from pytest_xenkvm.plugin.observing import Watched, run_observed
 from pytest_xenkvm.plugin.session import hooked_profiles, settings
 from pytest_xenkvm.replay.errors import ReplayError
@@ -45,6 +46,7 @@ class Replays:
         return self.watched.trace
 
     _done: dict[str, ReplayResult | Told] = field(factory=dict, init=False)
+    _cached: set[str] = field(factory=set, init=False)
 
     def outcome(self, parameters: str, behaviour: VmmBehaviour | None) -> ReplayResult | str | Told:
         """The result, or one sentence why there is none; from the second time on that is `Told`.
@@ -62,7 +64,12 @@ class Replays:
             behaviour=behaviour,
         )
         try:
-            result = run_observed(self.watched, self.rules, options)
+            found = replay_once(
+                self.watched,
+                self.rules,
+                options,
+                lambda: run_observed(self.watched, self.rules, options),
+            )
         except (TraceError, ReplayError, HostError) as error:
             self._done[parameters] = Told(str(error))
             return str(error)
@@ -70,8 +77,14 @@ class Replays:
             whose = "a hook" if behaviour is None else "the VMM behaviour"
             self._done[parameters] = Told(f"{whose} raised {type(error).__name__}: {error}")
             raise error.with_traceback(_without_ours(error.__traceback__)) from None
-        self._done[parameters] = result
-        return result
+        self._done[parameters] = found.result
+        if found.is_cached:
+            self._cached.add(parameters)
+        return found.result
+
+    def is_cached(self, parameters: str) -> bool:
+        """Whether an earlier run, or another worker, did that replay."""
+        return parameters in self._cached
 
 
 def _without_ours(traceback: TracebackType | None) -> TracebackType | None:
