@@ -10,6 +10,7 @@ from attrs import define, field, frozen
 from pytest_xenkvm.hosts.protocol import HostError
 from pytest_xenkvm.plugin.cached import replay_once
 from pytest_xenkvm.plugin.observing import Watched, run_observed
+from pytest_xenkvm.plugin.progress import progress_of
 from pytest_xenkvm.plugin.session import hooked_profiles, settings
 from pytest_xenkvm.replay.errors import ReplayError
 from pytest_xenkvm.rules.model import Rule
@@ -64,12 +65,7 @@ class Replays:
             behaviour=behaviour,
         )
         try:
-            found = replay_once(
-                self.watched,
-                self.rules,
-                options,
-                lambda: run_observed(self.watched, self.rules, options),
-            )
+            found = replay_once(self.watched, self.rules, options, lambda: self._replay(options))
         except (TraceError, ReplayError, HostError) as error:
             self._done[parameters] = Told(str(error))
             return str(error)
@@ -81,6 +77,11 @@ class Replays:
         if found.is_cached:
             self._cached.add(parameters)
         return found.result
+
+    def _replay(self, options: ReplayOptions) -> ReplayResult:
+        __tracebackhide__ = True
+        with progress_of(self.watched.config, self.trace) as progress:
+            return run_observed(self.watched, self.rules, options, progress=progress)
 
     def is_cached(self, parameters: str) -> bool:
         """Whether an earlier run, or another worker, did that replay."""
