@@ -25,7 +25,7 @@ from pytest_xenkvm.replay.ioctl_bytes import (
     unpack,
 )
 from pytest_xenkvm.trace.events import Ioctl, MemorySlot, VcpuShape, VmShape
-from pytest_xenkvm.vmm.handles import IoctlMade
+from pytest_xenkvm.vmm.files import IoctlMade
 
 MEMORY: Final = 0x10_0000
 FDS: Final = {1: 40, 9: 41}
