@@ -7,8 +7,12 @@ from typing import Final
 
 from pytest_xenkvm.vmm.behaviour import VmmBehaviour
 from pytest_xenkvm.vmm.bundled.minimal import Minimal
+from pytest_xenkvm.vmm.bundled.qemu import Qemu
+from pytest_xenkvm.vmm.bundled.userspace_timers import UserspaceTimers
 
 BUNDLED: Final[dict[str, Callable[[], VmmBehaviour]]] = {
+    "qemu": Qemu,
     "minimal": Minimal,
+    "userspace-timers": UserspaceTimers,
 }
 """What makes a behaviour, by its name."""
