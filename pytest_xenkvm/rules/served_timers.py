@@ -8,6 +8,7 @@ from attrs import Factory, define, frozen
 
 from pytest_xenkvm.abi.numbers import U32_MAX, EvtchnOp, VcpuAttr, VcpuOp
 from pytest_xenkvm.abi.numbers import Hypercall as Nr
+from pytest_xenkvm.abi.xen_numbers import Virq
 from pytest_xenkvm.replay.observation import Observation
 from pytest_xenkvm.rules.forwarded_calls import (
     ForwardedCall,
@@ -21,9 +22,6 @@ from pytest_xenkvm.rules.timer_answers import XEN_SAYS, Timeout, timeout_of
 from pytest_xenkvm.trace.decode import action_words
 from pytest_xenkvm.trace.decode_values import duration
 from pytest_xenkvm.trace.events import Event, Hypercall, Ioctl, VcpuRun, Wait
-
-VIRQ_TIMER: Final = 0
-"""The virtual interrupt by which a vCPU's timer tells that it fired."""
 
 GRACE_NS: Final = 100_000_000
 """How late a VMM's own timer may fire."""
@@ -90,14 +88,21 @@ class _Timers(Checker):
         index = call.event.vcpu
         if call.nr == Nr.set_timer_op:
             self.forget(index)
+        elif call.nr == Nr.vcpu_op and self._names(call) != index:
+            return
         elif call.is_op(Nr.vcpu_op, VcpuOp.stop_singleshot_timer):
             self.stopped(observation, call)
         elif call.is_op(Nr.vcpu_op, VcpuOp.set_singleshot_timer):
             self.armed(observation, call, timeout_of(call))
-        elif binds_virq(call, VIRQ_TIMER):
+        elif binds_virq(call, Virq.TIMER):
             self.bound.add(vcpu_index(self.context, word_behind(call.event, 1, 4) or 0))
         elif call.nr == Nr.event_channel_op and call.args[0] in (EvtchnOp.close, EvtchnOp.reset):
             self.bound.clear()
+
+    def _names(self, call: ForwardedCall) -> int | None:
+        """The vCPU (index) that a vcpu_op is about."""
+        named = call.arg32(1)
+        return None if named is None else vcpu_index(self.context, named)
 
     def events_show(self, index: int) -> bool:
         """Whether the event of that vCPU's timer would show as KVM_XEN_HVM_EVTCHN_SEND."""

@@ -9,19 +9,20 @@ from attrs import Factory, define, frozen
 
 from pytest_xenkvm.abi.numbers import Hypercall as Nr
 from pytest_xenkvm.abi.numbers import VcpuOp
+from pytest_xenkvm.abi.xen_numbers import VCPU_SSHOTTMR_FUTURE
 from pytest_xenkvm.replay.observation import Observation
 from pytest_xenkvm.rules.forwarded_calls import ForwardedCall, ForwardedChecker, word_behind
 from pytest_xenkvm.rules.model import Judged, Level, Rule
 from pytest_xenkvm.trace.events import Hypercall
 
-VCPU_SSHOTTMR_FUTURE: Final = 1
-"""Flag of a singleshot timer: refuse a timeout that has passed."""
-
 XEN_SAYS: Final = "Xen's public/vcpu.h: VCPUOP_set_singleshot_timer; common/domain.c: do_vcpu_op"
 """Where Xen's semantics of these calls stand."""
 
 _SINGLESHOT: Final = (VcpuOp.set_singleshot_timer, VcpuOp.stop_singleshot_timer)
+_TIMEOUT_ARG: Final = 2
 _TIMEOUT_SIZE: Final = 8
+_NEAR_NS: Final = 1_000_000
+"""A timeout that is nearer may have passed while the VMM was looking at it."""
 
 
 @frozen
@@ -29,8 +30,8 @@ class Timeout:
     """What a singleshot timer was set to. `delta`: relative to the guest's clock then, None if unknown."""
 
     delta: int | None
-    future: bool
-    """VCPU_SSHOTTMR_future."""
+    future: bool | None
+    """VCPU_SSHOTTMR_future; None if the flags are unknown."""
 
     @property
     def past(self) -> bool:
@@ -40,14 +41,14 @@ class Timeout:
 
 def timeout_of(call: ForwardedCall) -> Timeout | None:
     """The timeout of a set_singleshot_timer as far as the trace shows it; an absolute 0 is long past."""
-    flags = word_behind(call.event, 2, _TIMEOUT_SIZE)
-    behind = next((item for item in call.event.behind or () if item.arg == 2), None)  # noqa: PLR2004
-    if behind is None or flags is None:
+    behind = next((item for item in call.event.behind or () if item.arg == _TIMEOUT_ARG), None)
+    if behind is None or len(behind.data) < _TIMEOUT_SIZE:
         return None
     delta = dict(behind.now_plus_at).get(0)
     if delta is None and not any(behind.data[:_TIMEOUT_SIZE]):
         delta = -1
-    return Timeout(delta, bool(flags & VCPU_SSHOTTMR_FUTURE))
+    flags = word_behind(call.event, _TIMEOUT_ARG, _TIMEOUT_SIZE)
+    return Timeout(delta, None if flags is None else bool(flags & VCPU_SSHOTTMR_FUTURE))
 
 
 @define
@@ -85,8 +86,8 @@ class _EtimeIsForPastFutures(ForwardedChecker):
         timeout = timeout_of(call)
         if timeout is None or timeout.delta is None or call.answer not in (0, -ETIME):
             return
-        if call.answer == -ETIME and not (timeout.past and timeout.future):
-            why = "lies in the future" if not timeout.past else "comes without VCPU_SSHOTTMR_future"
+        if call.answer == -ETIME and (timeout.delta > _NEAR_NS or (timeout.past and timeout.future is False)):
+            why = "comes without VCPU_SSHOTTMR_future" if timeout.past else "lies ahead"
             self.violate(
                 observation,
                 f"{call.words}, though the timeout {why}; only a timeout that has passed and carries this "
