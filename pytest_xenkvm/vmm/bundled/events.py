@@ -60,7 +60,7 @@ def _bind_ipi(state: State, call: Call) -> int:
     number, _port = call.read(1, _BIND_IPI)
     vcpu = state.vcpu(number, ENOENT)
     port = state.ports.bind(Port(status=PortStatus.IPI, vcpu=number), state.limit)
-    state.vm.assign_ipi(port, vcpu.id)
+    state.assign_ipi(port, vcpu)
     call.write(1, 4, WORD.pack(port))
     return 0
 

@@ -32,7 +32,8 @@ _FEATURE_INFO: Final = Struct("<II")
 _PHYSMAP_64: Final = Struct("<HxxIQQ")
 _PHYSMAP_32: Final = Struct("<HxxIII")
 _PARAM: Final = Struct("<HxxIQ")
-_UPCALL_VECTOR: Final = Struct("<IB")
+UPCALL_VECTOR: Final = Struct("<IB")
+"""A vCPU and its upcall vector."""
 _MAP_PIRQ: Final = Struct("<Hxxiii")
 _UNMAP_PIRQ: Final = Struct("<Hxxi")
 _IRQ_STATUS: Final = Struct("<II")
@@ -115,7 +116,7 @@ def _get_param(_state: State, call: Call) -> int:
 
 
 def _set_upcall_vector(state: State, call: Call) -> int:
-    number, vector = call.read(1, _UPCALL_VECTOR)
+    number, vector = call.read(1, UPCALL_VECTOR)
     if vector < _FIRST_VECTOR:
         return -EINVAL
     target = state.vcpu(number, EINVAL)

@@ -72,6 +72,10 @@ class State:
 
     # ---- events
 
+    def assign_ipi(self, port: int, vcpu: Vcpu) -> None:
+        """Have the kernel deliver what the guest sends to a port."""
+        self.vm.assign_ipi(port, vcpu.id)
+
     def send(self, port: int) -> None:
         """Raise the event of a port, if it can be: without the shared page there is nowhere to put it."""
         target = self.ports.get(port)
@@ -139,6 +143,11 @@ class State:
             vcpu.start_vmm_timer(min(due))
         else:
             vcpu.stop_vmm_timer()
+
+    def stop_timers(self, vcpu: Vcpu) -> None:
+        """Forget a vCPU's singleshot timer."""
+        self.singleshot.pop(vcpu.index, None)
+        self.run_timer(vcpu)
 
     def timer_expired(self, vcpu: Vcpu, expires_ns: int) -> None:
         """Raise VIRQ_TIMER, if the guest has bound it."""

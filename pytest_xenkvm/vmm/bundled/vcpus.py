@@ -17,7 +17,8 @@ from pytest_xenkvm.vmm.handles import Vcpu
 _VCPU_INFO: Final = Struct("<QII")
 _AREA: Final = Struct("<Q")
 _PERIODIC: Final = Struct("<Q")
-_SINGLESHOT: Final = Struct("<QI")
+SINGLESHOT: Final = Struct("<QI")
+"""A singleshot timer: its timeout and flags."""
 _TIME_INFO_SIZE: Final = 32
 _SHORTEST_PERIOD_NS: Final = 1_000_000
 _LONGEST_PERIOD_NS: Final = 1 << 62
@@ -49,7 +50,7 @@ def set_timer_op(state: State, call: Call) -> int:
 def _set_singleshot(state: State, call: Call, target: Vcpu) -> int:
     if target is not call.vcpu:
         return -EINVAL
-    timeout, flags = call.read(2, _SINGLESHOT)
+    timeout, flags = call.read(2, SINGLESHOT)
     if state.refuses_the_past and flags & VCPU_SSHOTTMR_FUTURE and timeout < state.vm.get_clock():
         return -ETIME
     state.singleshot[target.index] = signed(timeout)
@@ -60,8 +61,7 @@ def _set_singleshot(state: State, call: Call, target: Vcpu) -> int:
 def _stop_singleshot(state: State, call: Call, target: Vcpu) -> int:
     if target is not call.vcpu:
         return -EINVAL
-    state.singleshot.pop(target.index, None)
-    state.run_timer(target)
+    state.stop_timers(target)
     return 0
 
 
