@@ -64,19 +64,25 @@ class _UseChecker(Checker):
     """Judges each use of a port once; derive and implement `wrong`."""
 
     judged: set[_Use] = Factory(set)
+    sent: set[tuple[int, int, int]] = Factory(set)
 
     def observe(self, observation: Observation) -> None:
         """Look at the ports in an ioctl."""
         event = observation.event
         if not isinstance(event, Ioctl):
             return
+        if event.name == _SEND:  # by far the most frequent
+            sent = (event.arg["port"], event.arg["vcpu"], event.arg["priority"])
+            if sent in self.sent:
+                return
+            self.sent.add(sent)
         for use in _uses(event):
             if use in self.judged:
                 continue
-            self.judged.add(use)
             wrong = self.wrong(use)
             if wrong is None:
                 continue
+            self.judged.add(use)
             if wrong:
                 self.violate(observation, f"{_whose(event)}{action_words(event)}: {wrong}")
             else:

@@ -106,7 +106,7 @@ class _PromiseChecker(Checker):
     """Attribute and vCPU of the SETs made for the hypercall that comes next."""
     done_at: int = -1
     """Their place."""
-    promise: _Promise | None = None
+    promises: list[_Promise] = Factory(list)
 
     def observe(self, observation: Observation) -> None:
         """Take note of SETs, and of hypercalls that promise one."""
@@ -117,8 +117,10 @@ class _PromiseChecker(Checker):
             return
         made = self.done if self.done_at == observation.place.index else set()
         self.done = set()
-        if self.promise is not None and getattr(event, "vcpu", None) in self.promise.goes_on:
-            self._broken(self.promise)
+        for late in [late for late in self.promises if getattr(event, "vcpu", None) in late.goes_on]:
+            self.promises.remove(late)
+            if late.binding:
+                self.violate(late.observation, self.broken(late))
         call = forwarded_call(observation, self.context)
         promise = None if call is None or call.event.cpl or call.answer else self.promised(observation, call)
         if promise is None:
@@ -126,15 +128,16 @@ class _PromiseChecker(Checker):
         if any(promise.kept_by(*item) for item in made):
             self.hold()
         else:
-            self.promise = promise
+            self.promises.append(promise)
 
     def ioctl(self, observation: Observation, event: Ioctl) -> None:
         """An ioctl of the VMM."""
         if event.name != _SET_VCPU_ATTR or event.ret < 0 or event.vcpu is None:
             return
         made = (event.arg["type"], event.vcpu)
-        if self.promise is not None and self.promise.kept_by(*made):
-            self.promise = None
+        kept = next((promise for promise in self.promises if promise.kept_by(*made)), None)
+        if kept is not None:
+            self.promises.remove(kept)
             self.hold()
             return
         if self.done_at != observation.place.index:
@@ -148,11 +151,6 @@ class _PromiseChecker(Checker):
     def broken(self, promise: _Promise) -> str:
         """What to say of a promise that was not kept."""
         raise NotImplementedError
-
-    def _broken(self, promise: _Promise) -> None:
-        self.promise = None
-        if promise.binding:
-            self.violate(promise.observation, self.broken(promise))
 
 
 @define
@@ -184,7 +182,8 @@ class _VectorIsTheVcpus(_PromiseChecker):
         """A SET of a VM attribute that is a vCPU's is the mistake itself."""
         of_the_vm = event.name == _SET_VM_ATTR
         if of_the_vm and (event.vcpu is not None or event.arg["type"] == VcpuAttr.UPCALL_VECTOR):
-            self.promise, self.misdirected_at = None, observation.place.index
+            self.misdirected_at = observation.place.index
+            self.promises.clear()
             where = "the VM's file" if event.vcpu is None else f"the file of vCPU {event.vcpu}"
             self.violate(
                 observation,

@@ -54,8 +54,8 @@ HEADER: Final = Header(
         vcpus=(VcpuShape(index=0, id=0), VcpuShape(index=1, id=2)),
     ),
     notes=(
-        "Not a recording but a guest program's calls, made by tests/vmm/duties_guest.py: those by which a VMM's "
-        "duties show. KVM's id of vCPU 1 is 2."
+        "Not a recording but a guest program's calls, made by tests/vmm/duties_guest.py: those by which a "
+        "VMM's duties show. KVM's id of vCPU 1 is 2."
     ),
 )
 
