@@ -17,12 +17,12 @@ from pytest_xenkvm.cli.errors import UserError
 from pytest_xenkvm.core.profile import PROFILES
 from pytest_xenkvm.hosts.protocol import HostError
 from pytest_xenkvm.replay.errors import ReplayError
-from pytest_xenkvm.replay.observation import Observation
 from pytest_xenkvm.report.json_result import result_json
 from pytest_xenkvm.report.text import Role, divergences_lines, verdict_line, verdict_lines
 from pytest_xenkvm.rules.model import State
+from pytest_xenkvm.rules.profiles import AUTO
 from pytest_xenkvm.rules.registry import RuleError, all_rules, select_rules
-from pytest_xenkvm.rules.run import AUTO, ENGINES, MODEL, ReplayOptions, ReplayResult, run_trace
+from pytest_xenkvm.rules.run import ENGINES, MODEL, ReplayOptions, ReplayResult, run_trace
 from pytest_xenkvm.trace.errors import TraceError
 from pytest_xenkvm.trace.files import open_trace
 from pytest_xenkvm.vmm.behaviour import VmmBehaviour
@@ -31,7 +31,6 @@ from pytest_xenkvm.vmm.load import BehaviourError, load_behaviour
 FAILED_EXIT: Final = 1
 """The replay diverged, or a rule was violated."""
 
-_PROGRESS_STEP: Final = 20_000
 _SHOWN: Final = 3
 """Divergences, and findings of a rule, that are printed without -v."""
 _COLOURS: Final[dict[Role, str]] = {"good": "green", "bad": "red", "note": "yellow"}
@@ -54,10 +53,11 @@ Exit codes: 0 all well, 1 a divergence or a violated rule, 2 unusable input (the
 @click.argument("trace")
 @click.option(
     "--profile",
-    type=click.Choice([AUTO, *PROFILES]),
+    metavar="NAME",
     default=AUTO,
     show_default=True,
-    help="The kernel to answer like; auto: the one that the trace was recorded on.",
+    help=f"The kernel to answer like: {', '.join(PROFILES)}, one of an installed package, or auto: "
+    "the one that the trace was recorded on.",
 )
 @click.option(
     "--engine",
@@ -69,7 +69,11 @@ Exit codes: 0 all well, 1 a divergence or a violated rule, 2 unusable input (the
 @click.option(
     "--rules", "selection", metavar="SELECTION", help='Rule ids or patterns, comma-separated; "!" excludes.'
 )
-@click.option("--vmm", metavar="MODULE:CLASS", help="A VMM behaviour, which then configures and answers.")
+@click.option(
+    "--vmm",
+    metavar="VMM",
+    help="A VMM behaviour, which then configures and answers: module:Class, cmd:COMMAND LINE, or a name.",
+)
 @click.option("--until", type=click.IntRange(0), metavar="N", help="Stop before event N.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("-v", "--verbose", is_flag=True, help="Print all divergences and findings, and all rules.")
@@ -92,7 +96,7 @@ def replay(  # noqa: PLR0913 - an argument an option
         rules = select_rules(all_rules(), selection)
         behaviour = None if vmm is None else _load(vmm)
         options = ReplayOptions(profile=profile, engine=engine, behaviour=behaviour, until=until)
-        result = run_trace(opened, rules, options, _progress())
+        result = run_trace(opened, rules, options, progress=_progress())
         if sys.stderr.isatty():
             click.echo("\r\x1b[K", nl=False, err=True)
     except (ReplayError, HostError, RuleError, BehaviourError) as error:
@@ -156,16 +160,8 @@ def _load(vmm: str) -> VmmBehaviour:
     return load_behaviour(vmm)
 
 
-def _progress() -> Callable[[Observation], None] | None:
+def _progress() -> Callable[[int], None] | None:
     """On a terminal: a sign of life now and then."""
     if not sys.stderr.isatty():
         return None
-    done = 0
-
-    def show(_observation: Observation) -> None:
-        nonlocal done
-        done += 1
-        if done % _PROGRESS_STEP == 0:
-            click.echo(f"\r{done:,} events replayed", nl=False, err=True)
-
-    return show
+    return lambda events: click.echo(f"\r{events:,} events replayed", nl=False, err=True)

@@ -8,6 +8,7 @@ import pytest
 
 if TYPE_CHECKING:
     from pytest_xenkvm.plugin.guest import Guests
+    from pytest_xenkvm.plugin.imports import Imports
     from pytest_xenkvm.plugin.own_tests import Replayer, XenHost
     from pytest_xenkvm.trace.files import Trace
     from pytest_xenkvm.vmm.behaviour import VmmBehaviour
@@ -20,10 +21,9 @@ def xenkvm_vmm(pytestconfig: pytest.Config) -> VmmBehaviour | None:
     Override it in a conftest.py to put your VMM to the test. It may take fixtures, have any scope and be
     parametrised. The default is a new object of the class that `--xenkvm-vmm` names, or None.
     """
-    from pytest_xenkvm.plugin.session import settings  # noqa: PLC0415
+    from pytest_xenkvm.plugin.replays import behaviour_of_options  # noqa: PLC0415
 
-    make = settings(pytestconfig).vmm
-    return None if make is None else make()
+    return behaviour_of_options(pytestconfig)
 
 
 @pytest.fixture
@@ -36,18 +36,22 @@ def xenkvm_trace(request: pytest.FixtureRequest) -> Trace:
 
 @pytest.fixture
 def xenkvm_replay(request: pytest.FixtureRequest) -> Replayer:
-    """Replays traces in a test of your own: `xenkvm_replay("@linux-boot", vmm=MyVmm())`."""
+    """Replays traces in a test of your own: `xenkvm_replay("@linux-boot", vmm=MyVmm())`.
+
+    In a test marked with `xenkvm_vmm`, that VMM takes part unless the test says otherwise.
+    """
     from pytest_xenkvm.plugin.own_tests import Replayer  # noqa: PLC0415
 
-    return Replayer(request.config, request.path.parent)
+    marked = request.node.get_closest_marker("xenkvm_vmm") is not None
+    return Replayer(request, request.getfixturevalue("xenkvm_vmm") if marked else None)
 
 
 @pytest.fixture
-def xenkvm_host(pytestconfig: pytest.Config) -> XenHost:
+def xenkvm_host(request: pytest.FixtureRequest) -> XenHost:
     """The emulated host of `--xenkvm-profile`, to create VMs on in a test of your own."""
     from pytest_xenkvm.plugin.own_tests import XenHost  # noqa: PLC0415
 
-    return XenHost.of(pytestconfig)
+    return XenHost.of(request)
 
 
 @pytest.fixture
@@ -56,3 +60,11 @@ def xenkvm_guest(request: pytest.FixtureRequest, xenkvm_vmm: VmmBehaviour | None
     from pytest_xenkvm.plugin.guest import Guests  # noqa: PLC0415
 
     return Guests(request, xenkvm_vmm)
+
+
+@pytest.fixture
+def xenkvm_import(request: pytest.FixtureRequest) -> Imports:
+    """Turns recordings of real guests into traces: `xenkvm_replay(xenkvm_import("ftrace.txt"))`."""
+    from pytest_xenkvm.plugin.imports import Imports  # noqa: PLC0415
+
+    return Imports(request)

@@ -8,14 +8,18 @@ import pytest
 from attrs import define, field, frozen
 
 from pytest_xenkvm.hosts.protocol import HostError
+from pytest_xenkvm.plugin.observing import Watched, run_observed
+from pytest_xenkvm.plugin.session import hooked_profiles, settings
 from pytest_xenkvm.replay.errors import ReplayError
 from pytest_xenkvm.rules.model import Rule
-from pytest_xenkvm.rules.run import ReplayOptions, ReplayResult, run_trace
+from pytest_xenkvm.rules.run import ReplayOptions, ReplayResult
 from pytest_xenkvm.trace.errors import TraceError
 from pytest_xenkvm.trace.files import Trace
 from pytest_xenkvm.vmm.behaviour import VmmBehaviour
+from pytest_xenkvm.vmm.load import BehaviourError
 
-_PACKAGE = __name__.partition(".")[0]
+_NOT_THE_USERS = {__name__.partition(".")[0], "asyncio"}
+"""Packages whose frames say nothing about a behaviour."""
 
 
 @frozen
@@ -29,11 +33,17 @@ class Told:
 class Replays:
     """The replays of one trace: one for each parameter of the fixture `xenkvm_vmm`, done when first asked."""
 
-    trace: Trace
+    watched: Watched[Trace]
     rules: tuple[Rule, ...]
     profile: str
     engine: str
     nodeid: str
+
+    @property
+    def trace(self) -> Trace:
+        """What is replayed."""
+        return self.watched.trace
+
     _done: dict[str, ReplayResult | Told] = field(factory=dict, init=False)
 
     def outcome(self, parameters: str, behaviour: VmmBehaviour | None) -> ReplayResult | str | Told:
@@ -45,21 +55,27 @@ class Replays:
         __tracebackhide__ = True
         if parameters in self._done:
             return self._done[parameters]
-        options = ReplayOptions(profile=self.profile, engine=self.engine, behaviour=behaviour)
+        options = ReplayOptions(
+            profile=self.profile,
+            profiles=hooked_profiles(self.watched.config, self.watched.hook),
+            engine=self.engine,
+            behaviour=behaviour,
+        )
         try:
-            result = run_trace(self.trace, self.rules, options)
+            result = run_observed(self.watched, self.rules, options)
         except (TraceError, ReplayError, HostError) as error:
             self._done[parameters] = Told(str(error))
             return str(error)
         except Exception as error:  # noqa: BLE001 - the user's code may raise anything
-            self._done[parameters] = Told(f"the VMM behaviour raised {type(error).__name__}: {error}")
+            whose = "a hook" if behaviour is None else "the VMM behaviour"
+            self._done[parameters] = Told(f"{whose} raised {type(error).__name__}: {error}")
             raise error.with_traceback(_without_ours(error.__traceback__)) from None
         self._done[parameters] = result
         return result
 
 
 def _without_ours(traceback: TracebackType | None) -> TracebackType | None:
-    """A traceback without the frames of this package; all of it if there are no others."""
+    """A traceback without the frames of this package and asyncio; all of it if there are no others."""
     kept = []
     entry = traceback
     while entry is not None:
@@ -74,7 +90,17 @@ def _without_ours(traceback: TracebackType | None) -> TracebackType | None:
 
 def _is_ours(entry: TracebackType) -> bool:
     module: str = entry.tb_frame.f_globals.get("__name__", "")
-    return module.partition(".")[0] == _PACKAGE
+    return module.partition(".")[0] in _NOT_THE_USERS
+
+
+def behaviour_of_options(config: pytest.Config) -> VmmBehaviour | None:
+    """A behaviour that `--xenkvm-vmm` or the ini file name; None if they name none."""
+    __tracebackhide__ = True
+    make = settings(config).make_vmm
+    try:
+        return None if make is None else make()
+    except BehaviourError as error:
+        raise pytest.fail.Exception(str(error), pytrace=False) from None
 
 
 def check_behaviour(behaviour: object) -> None:

@@ -9,22 +9,26 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Iterable, Iterator
-from importlib import import_module
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pytest
 from attrs import evolve, frozen
 
+from pytest_xenkvm.core.profile import Profile
 from pytest_xenkvm.replay.errors import ReplayError
 from pytest_xenkvm.rules.model import Rule
+from pytest_xenkvm.rules.profiles import AUTO, choose_profile
 from pytest_xenkvm.rules.registry import RuleError, all_rules, select_rules
-from pytest_xenkvm.rules.run import AUTO, ENGINES, MODEL, choose_profile
+from pytest_xenkvm.rules.run import ENGINES, MODEL
 from pytest_xenkvm.trace.errors import TraceError
 from pytest_xenkvm.trace.events import Header
 from pytest_xenkvm.trace.files import BUNDLED_PREFIX, bundled_traces, find_traces
-from pytest_xenkvm.vmm.behaviour import VmmBehaviour
+from pytest_xenkvm.vmm.load import BehaviourError, Maker, find_behaviour
+
+if TYPE_CHECKING:  # the importers are loaded when one is used
+    from pytest_xenkvm.trace.importers import NamedImporter
 
 
 @frozen(kw_only=True)
@@ -44,7 +48,8 @@ class Settings:
     profile: str
     engine: str
     rules: str
-    vmm: Callable[[], VmmBehaviour] | None
+    vmm: str
+    make_vmm: Maker | None
     strict: bool
     elsewhere: tuple[TraceElsewhere, ...] = ()
     by_option: tuple[Path, ...] = ()
@@ -58,6 +63,8 @@ class Settings:
         """Whether options, ini file or arguments name this trace."""
         return path in self.by_option or path in self.by_argument
 
+
+_Added = TypeVar("_Added")
 
 _SETTINGS: Final = pytest.StashKey[Settings]()
 
@@ -77,13 +84,32 @@ def resolve(config: pytest.Config) -> None:
     """
     said = _said(config)
     try:
-        choose_profile(said.profile, Header())
+        choose_profile(said.profile, Header(), hooked_profiles(config, config.hook))
         _check_engine(said.engine)
         if said.rules:
             select_rules(all_rules(hooked_rules(config, config.hook)), said.rules)
         config.stash[_SETTINGS] = _with_traces(config, said)
     except (ReplayError, RuleError, TraceError) as error:
         raise pytest.UsageError(str(error)) from error
+
+
+def hooked_vmms(config: pytest.Config, hook: Any) -> dict[str, object]:
+    """The VMM behaviours that conftest.py files and plugins add, by name; of two, the nearest one's."""
+    return _by_name(hook.pytest_xenkvm_vmms(config=config))
+
+
+def _by_name(added: Sequence[Mapping[str, _Added]]) -> dict[str, _Added]:
+    return {name: value for mapping in reversed(added) for name, value in mapping.items()}
+
+
+def hooked_profiles(config: pytest.Config, hook: Any) -> tuple[Profile, ...]:
+    """The profiles that conftest.py files and plugins add."""
+    return tuple(profile for profiles in hook.pytest_xenkvm_profiles(config=config) for profile in profiles)
+
+
+def hooked_importers(config: pytest.Config, hook: Any) -> dict[str, NamedImporter]:
+    """The importers that conftest.py files and plugins add, by name; of two, the nearest one's."""
+    return _by_name(hook.pytest_xenkvm_importers(config=config))
 
 
 def hooked_rules(config: pytest.Config, hook: Any) -> Iterator[Rule]:
@@ -98,8 +124,8 @@ def header(config: pytest.Config) -> str:
     parts = [f"profile {said.profile}", f"engine {said.engine}"]
     if said.rules:
         parts.append(f"rules {said.rules}")
-    if config.option.xenkvm_vmm:
-        parts.append(f"VMM {config.option.xenkvm_vmm}")
+    if said.vmm:
+        parts.append(f"VMM {said.vmm}")
     if said.names:
         shown, more = said.names[:3], len(said.names) - 3
         parts.append(f"traces {', '.join(shown)}{f' and {more} more' if more > 0 else ''}")
@@ -108,11 +134,13 @@ def header(config: pytest.Config) -> str:
 
 def _said(config: pytest.Config) -> Settings:
     option = config.option
+    vmm = option.xenkvm_vmm or config.getini("xenkvm_vmm")
     return Settings(
         profile=option.xenkvm_profile or config.getini("xenkvm_profile"),
         engine=option.xenkvm_engine or config.getini("xenkvm_engine"),
         rules=option.xenkvm_rules or config.getini("xenkvm_rules"),
-        vmm=_behaviour(option.xenkvm_vmm) if option.xenkvm_vmm else None,
+        vmm=vmm,
+        make_vmm=_maker(config, vmm) if vmm else None,
         strict=option.xenkvm_strict,
     )
 
@@ -123,20 +151,12 @@ def _check_engine(name: str) -> None:
         raise ReplayError(f"there is no engine {name!r}; there are {', '.join(ENGINES)}")
 
 
-def _behaviour(name: str) -> Callable[[], VmmBehaviour]:
-    """What `module:Class` names; raises UsageError."""
-    module, separator, attribute = name.partition(":")
-    if not separator:
-        raise pytest.UsageError(f"--xenkvm-vmm: {name!r} is not of the form module:Class")
+def _maker(config: pytest.Config, spec: str) -> Maker:
+    """What makes the behaviour that option or ini file name; raises UsageError."""
     try:
-        behaviour = getattr(import_module(module), attribute)
-    except Exception as error:  # importing a module runs whatever it holds
-        kind = type(error).__name__
-        raise pytest.UsageError(f"--xenkvm-vmm: {name} can't be had: {kind}: {error}") from error
-    if not callable(behaviour):
-        raise pytest.UsageError(f"--xenkvm-vmm: {name} is not a class but {behaviour!r}")
-    made: Callable[[], VmmBehaviour] = behaviour
-    return made
+        return find_behaviour(spec, hooked_vmms(config, config.hook))
+    except BehaviourError as error:
+        raise pytest.UsageError(f"--xenkvm-vmm: {error}") from error
 
 
 # ---- traces

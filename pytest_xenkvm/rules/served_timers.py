@@ -11,13 +11,14 @@ from pytest_xenkvm.abi.numbers import Hypercall as Nr
 from pytest_xenkvm.abi.xen_numbers import Virq
 from pytest_xenkvm.replay.observation import Observation
 from pytest_xenkvm.rules.forwarded_calls import (
+    FORWARDED,
     ForwardedCall,
     binds_virq,
     forwarded_call,
     vcpu_index,
     word_behind,
 )
-from pytest_xenkvm.rules.model import Checker, Judged, Level, Rule
+from pytest_xenkvm.rules.model import Checker, Ioctls, Judged, Level, Rule
 from pytest_xenkvm.rules.timer_answers import XEN_SAYS, Timeout, timeout_of
 from pytest_xenkvm.trace.decode import action_words
 from pytest_xenkvm.trace.decode_values import duration
@@ -28,7 +29,12 @@ GRACE_NS: Final = 100_000_000
 
 _NUMBERS: Final = frozenset({int(Nr.set_timer_op), int(Nr.vcpu_op), int(Nr.event_channel_op)})
 _OTHER_WAYS: Final = ("KVM_IRQFD", "KVM_IRQ_LINE")
-_SEEN: Final = (Hypercall, Ioctl, VcpuRun, Wait)
+_SEEN: Final = (
+    FORWARDED,
+    Ioctls(frozenset({"KVM_XEN_HVM_EVTCHN_SEND", "KVM_XEN_VCPU_SET_ATTR", *_OTHER_WAYS})),
+    VcpuRun,
+    Wait,
+)
 
 
 @frozen
@@ -47,7 +53,7 @@ def _wakes(event: Event) -> bool:
     return isinstance(event, Ioctl) and event.name in _OTHER_WAYS
 
 
-@define
+@define(eq=False)
 class _Timers(Checker):
     """Follows the timers that the VMM serves and the events that it sends; derive and override.
 
@@ -138,7 +144,7 @@ class _Timers(Checker):
         """The guest goes on with that event."""
 
 
-@define
+@define(eq=False)
 class _PastFiresAtOnce(_Timers):
     waiting: dict[int, _Running] = Factory(dict)
 
@@ -177,7 +183,7 @@ class _PastFiresAtOnce(_Timers):
                 )
 
 
-@define
+@define(eq=False)
 class _FiresWhenDue(_Timers):
     running: dict[int, _Running] = Factory(dict)
 
@@ -213,7 +219,7 @@ class _FiresWhenDue(_Timers):
             )
 
 
-@define
+@define(eq=False)
 class _StopCancels(_Timers):
     ports: dict[int, int] = Factory(dict)
     """Port of each vCPU's timer: what the VMM sends when the guest sets a timer in the past."""

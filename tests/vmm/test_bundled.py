@@ -11,7 +11,7 @@ from duties_guest import HEADER, events
 
 from pytest_xenkvm.rules.bundled import BUNDLED as RULES
 from pytest_xenkvm.rules.model import Judged
-from pytest_xenkvm.rules.run import choose_profile
+from pytest_xenkvm.rules.profiles import choose_profile
 from pytest_xenkvm.trace import open_trace, write_trace
 from pytest_xenkvm.vmm import Vmm
 from pytest_xenkvm.vmm.bundled import BROKEN, BUNDLED, CONFORMING
