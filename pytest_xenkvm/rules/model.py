@@ -24,9 +24,14 @@ MAX_FINDINGS = 100
 
 @frozen
 class Ioctls:
-    """Ioctls with one of these UAPI names."""
+    """Ioctls with one of these UAPI names.
+
+    `refused`: only those that failed. `under_test`: only in replays with a VMM behaviour.
+    """
 
     names: frozenset[str]
+    refused: bool = False
+    under_test: bool = False
 
 
 @frozen
