@@ -15,7 +15,6 @@ from pytest_xenkvm.abi.numbers import U64_MAX
 from pytest_xenkvm.core.machine import XenExit
 from pytest_xenkvm.hosts.protocol import Host
 from pytest_xenkvm.replay.errors import ReplayError
-from pytest_xenkvm.replay.ioctl_bytes import REQUEST_NAMES, Names, as_event
 from pytest_xenkvm.replay.kernel import UNTIMED_EVENT_NS
 from pytest_xenkvm.replay.observation import Observation, Place
 from pytest_xenkvm.replay.stepper import Stepper
@@ -34,6 +33,7 @@ from pytest_xenkvm.trace.events import (
 )
 from pytest_xenkvm.vmm.behaviour import VmmBehaviour
 from pytest_xenkvm.vmm.handles import IoctlMade, Vm
+from pytest_xenkvm.vmm.ioctl_bytes import REQUEST_NAMES, Names, as_event
 
 BEFORE_THE_GUEST: Final = Place(-1)
 """Where `configure` stands: before the first event."""
