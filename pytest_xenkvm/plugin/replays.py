@@ -14,6 +14,7 @@ from pytest_xenkvm.rules.run import ReplayOptions, ReplayResult, run_trace
 from pytest_xenkvm.trace.errors import TraceError
 from pytest_xenkvm.trace.files import Trace
 from pytest_xenkvm.vmm.behaviour import VmmBehaviour
+from pytest_xenkvm.vmm.errors import VmmError
 
 _PACKAGE = __name__.partition(".")[0]
 
@@ -48,7 +49,7 @@ class Replays:
         options = ReplayOptions(profile=self.profile, engine=self.engine, behaviour=behaviour)
         try:
             result = run_trace(self.trace, self.rules, options)
-        except (TraceError, ReplayError, HostError) as error:
+        except (TraceError, ReplayError, HostError, VmmError) as error:
             self._done[parameters] = Told(str(error))
             return str(error)
         except Exception as error:  # noqa: BLE001 - the user's code may raise anything
