@@ -99,9 +99,9 @@ class AdapterVmm(Vmm):
             conversation.close()
 
     def _start(self) -> None:
-        conversation = Conversation.begin(self._command, self._timeout_s)
         if self._end is not None:
-            self._end.detach()
+            self._end()
+        conversation = Conversation.begin(self._command, self._timeout_s)
         self._end = weakref.finalize(self, conversation.process.abandon)
         self._conversation = conversation
         harness = f"pytest-xenkvm {version('pytest-xenkvm')}"

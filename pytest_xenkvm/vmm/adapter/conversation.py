@@ -24,7 +24,7 @@ MAX_REQUESTS: Final = 100_000
 
 _LAST_WORDS_S: Final = 1.0
 """How long a process that closed a pipe may take to end, so that its status can be told."""
-_SHOWN_COMMAND: Final = 100
+_SHOWN_COMMAND: Final = 200
 
 Serve = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
 """Does what a request asks for; the members of its result."""
@@ -94,10 +94,12 @@ class Conversation:
                     return content
                 if serve is None or got not in REQUESTS:
                     self.fail(f"sent {got} when {answer} was expected for {self._awaited}")
+                if monotonic() >= deadline:
+                    raise Late
                 self._send("result", self._serve(serve, got, content), deadline)
             self.fail(f"made more than {MAX_REQUESTS} requests without an answer to {self._awaited}")
         except Late:
-            self.fail(f"no answer to {self._awaited} within {self._timeout_s:g} s; killed")
+            self.fail(f"no answer to {self._awaited} within {self._timeout_s:g} s{self._part()}; killed")
         except Gone:
             self._fail_gone()
         except Garbage as garbage:
@@ -126,7 +128,7 @@ class Conversation:
         if ended is None:
             self.fail(f"did not exit within {self._timeout_s:g} s after shutdown; killed")
         if ended != FINE:
-            self.fail(f"{ended} after shutdown")
+            self.fail(f"{ended} after its last answer")
         self._over = True
 
     def fail(self, did: str) -> NoReturn:
@@ -154,7 +156,7 @@ class Conversation:
         try:
             return serve(type_, request)
         except Unfit as unfit:
-            self.fail(f"sent {unfit}")
+            raise Garbage(f"sent {unfit}") from None
 
     def _check_silence(self) -> None:
         """An answer too many would be taken for the next one."""
@@ -168,6 +170,9 @@ class Conversation:
     def _fail_gone(self) -> NoReturn:
         ended = self.process.finish(_LAST_WORDS_S)
         did = ended or "closed its stdin or stdout"
+        self.fail(f"{did} before it answered {self._awaited}{self._part()}")
+
+    def _part(self) -> str:
+        """What there is of a message that never became whole."""
         rest = self._decoder.rest
-        part = f", in the middle of a message: {shown_bytes(rest)}" if rest else ""
-        self.fail(f"{did} before it answered {self._awaited}{part}")
+        return f", in the middle of a message: {shown_bytes(rest)}" if rest else ""

@@ -30,7 +30,7 @@ class Garbage(Exception):
 def shown_bytes(data: bytes) -> str:
     """The start of what was written, for people to recognise it."""
     more = "..." if len(data) > _SHOWN else ""
-    return f"{data[:_SHOWN].decode(errors='backslashreplace')!a}{more}"
+    return f"{data[:_SHOWN]!r}"[1:] + more
 
 
 def encode(message: dict[str, Any], encoding: str) -> bytes:
