@@ -19,6 +19,7 @@ from pytest_xenkvm.core.machine import XenVm
 from pytest_xenkvm.core.memory import GuestMemory
 from pytest_xenkvm.core.profile import HostLimits, Profile
 from pytest_xenkvm.hosts import attribute_codec as codec
+from pytest_xenkvm.hosts.call_memory import CallMemory
 from pytest_xenkvm.hosts.guest_pointers import GuestPointers
 from pytest_xenkvm.hosts.protocol import CallOutcome, GuestCall, HostError, MsrOutcome
 from pytest_xenkvm.trace.events import VmShape
@@ -79,8 +80,8 @@ class EmulatedVm:
     """A VM on the emulated host; see `HostVm` for what the methods do."""
 
     machine: XenVm
-    _longmode: dict[int, bool] = field(factory=dict, init=False)
-    """Mode of the forwarded hypercall that each vCPU waits with."""
+    _forwarded: dict[int, CallMemory] = field(factory=dict, init=False)
+    """The forwarded hypercall that each vCPU waits with."""
 
     def ioctl(self, request: int, argument: int | bytearray, *, vcpu: int | None = None) -> int:
         """Unknown requests, and those of the other kind of file, are -ENOTTY; short structures -EFAULT."""
@@ -103,6 +104,14 @@ class EmulatedVm:
 
     def write_memory(self, gpa: int, data: bytes) -> bool:
         return self.machine.state.memory.write(gpa, data)
+
+    def read_virtual(self, vcpu: int, gva: int, size: int) -> bytes | None:
+        if vcpu not in self._forwarded:
+            raise UnseenMemory(f"vCPU {vcpu} waits for no answer: only then is its virtual memory known")
+        return self._forwarded[vcpu].read(gva, size)
+
+    def write_virtual(self, vcpu: int, gva: int, data: bytes) -> bool:
+        return vcpu not in self._forwarded or self._forwarded[vcpu].write(gva, data)
 
     def gpa_to_hva(self, gpa: int) -> int | None:
         return self.machine.state.memory.gpa_to_hva(gpa)
@@ -145,12 +154,12 @@ class EmulatedVm:
             return CallOutcome()
         if isinstance(outcome, int):
             return CallOutcome(rax=outcome)
-        self._longmode[vcpu] = call.longmode
+        self._forwarded[vcpu] = CallMemory(pointers)
         return CallOutcome(exit=outcome)
 
     def complete(self, vcpu: int, result: int) -> int:
         self.machine.complete_hypercall(self.machine.state.vcpus[vcpu])
-        return result & (U64_MAX if self._longmode.pop(vcpu) else U32_MAX)
+        return result & (U64_MAX if self._forwarded.pop(vcpu).pointers.call.longmode else U32_MAX)
 
     def wrmsr(self, vcpu: int, msr: int, value: int, *, longmode: bool, compat: bool = False) -> MsrOutcome:  # noqa: ARG002 - EFER.LMA alone decides
         state = self.machine.state.vcpus[vcpu]

@@ -42,19 +42,24 @@ class GuestPointers:
                 return behind.data[:size].ljust(size, b"\0")
         if self.call.unseen_memory:
             raise UnseenMemory
-        return self._read_mapped(address, size)
+        return self.read_mapped(address, size)
 
-    def _read_mapped(self, address: int, size: int) -> bytes | None:
+    def read_mapped(self, address: int, size: int) -> bytes | None:
+        """What the VM's memory holds there; None if not all of it is mapped."""
         data = b""
         while len(data) < size:
             linear = address + len(data)
             length = min(size - len(data), PAGE_SIZE - linear % PAGE_SIZE)
-            start = (self.translate or self._translate_identically)(linear)
+            start = self.physical(linear)
             part = None if start is None else self.memory.read(start, length)
             if part is None:
                 return None
             data += part
         return data
+
+    def physical(self, linear: int) -> int | None:
+        """The physical address behind a linear one; None where nothing is mapped."""
+        return (self.translate or self._translate_identically)(linear)
 
     def _translate_identically(self, linear: int) -> int | None:
         physical = linear & (_WALKED_BITS if self.call.longmode else U32_MAX)

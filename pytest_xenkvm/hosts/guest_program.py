@@ -33,9 +33,11 @@ from pytest_xenkvm.hosts import elf, guest_cpuid, guest_msrs
 from pytest_xenkvm.hosts.emulated import EmulatedVm, create_machine, map_slots
 from pytest_xenkvm.hosts.program_parts import (
     REAL_MODE,
+    KernelClock,
     Pointers,
     ProgramMemory,
     SerialOutput,
+    VmmClock,
     read_port,
 )
 from pytest_xenkvm.hosts.protocol import HostError
@@ -90,6 +92,7 @@ class ProgramVm(EmulatedVm):
     msrs: dict[int, int] = field(factory=dict, init=False)
     stuck_because: str = field(default="", init=False)
     """What the engine said about the run that ended as `Ended.STUCK`."""
+    _clock: VmmClock = field(init=False)
 
     @classmethod
     def create(
@@ -143,6 +146,14 @@ class ProgramVm(EmulatedVm):
             unseen=("mem",),
         )
 
+    def read_virtual(self, vcpu: int, gva: int, size: int) -> bytes | None:
+        """By the program's page tables; vCPUs that run no program have none."""
+        return self.read_memory(gva, size) if vcpu else Pointers(self.cpu).read(gva, size, size)
+
+    def write_virtual(self, vcpu: int, gva: int, data: bytes) -> bool:
+        """Likewise; False, and nothing stored, if not all of it is mapped."""
+        return self.write_memory(gva, data) if vcpu else Pointers(self.cpu).write(gva, data)
+
     def load(
         self, code: bytes, at: int, *, mode: Mode | None = Mode.LONG, cpl: int = 0, entry: int | None = None
     ) -> None:
@@ -165,9 +176,9 @@ class ProgramVm(EmulatedVm):
         mode = Mode.LONG if loaded.bits == _LONG_BITS else Mode.PROTECTED
         self.load(b"", loaded.entry, mode=mode, cpl=cpl)
 
-    def run_program(self, answer: Answer, *, limit: int = 1_000_000) -> Ended:
-        """Run up to about `limit` instructions."""
-        vcpu = self.machine.state.vcpus[0]
+    def run_program(self, answer: Answer, *, limit: int = 1_000_000, clock: VmmClock | None = None) -> Ended:
+        """Run up to about `limit` instructions; `clock` is by default the kernel's alone."""
+        vcpu, self._clock = self.machine.state.vcpus[0], clock or KernelClock(self.machine)
         try:
             while limit > 0:
                 self.machine.enter(vcpu)
@@ -175,7 +186,7 @@ class ProgramVm(EmulatedVm):
                 stop = self.cpu.run(min(count, limit))
                 spent = count if stop == Stop.LIMIT else STOP_NS
                 limit -= spent if stop == Stop.LIMIT else 1
-                self.machine.advance(self.machine.state.now + spent)
+                self._clock.pass_time(ns=spent)
                 ended = self._serve(stop, vcpu, answer)
                 if ended is not None:
                     return ended
@@ -241,6 +252,7 @@ class ProgramVm(EmulatedVm):
                 compat=cpu.state.long_mode_active and not long,
             )
         )
+        self._clock.react()
 
     def _fix_instruction(self) -> bool:
         """The other vendor's instruction is put right (`em_hypercall`); False: it faults instead."""
@@ -267,10 +279,11 @@ class ProgramVm(EmulatedVm):
         if not self.cpu.takes_interrupts:
             return Ended.HALTED
         while self.machine.next_vector(vcpu) is None:
-            deadline = timer.next_deadline(self.machine.state)
+            deadlines = (timer.next_deadline(self.machine.state), self._clock.next_timer())
+            deadline = min((due for due in deadlines if due is not None), default=None)
             if deadline is None:
                 return Ended.HALTED
-            self.machine.advance(deadline)
+            self._clock.pass_time(until=deadline)
             self.machine.enter(vcpu)
         return None
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Iterator
+from typing import Final, Protocol
 
 from attrs import define, field, frozen
 
 from pytest_xenkvm.abi.numbers import PAGE_SIZE
+from pytest_xenkvm.core.machine import XenVm
 from pytest_xenkvm.core.memory import GuestMemory
 from pytest_xenkvm.cpu.vcpu import RFLAGS_RESET, Vcpu
 from pytest_xenkvm.cpu.vmcb import CpuState, Segment
@@ -38,6 +40,37 @@ class ProgramMemory:
         return self.image.write_physical(gpa, data) or self.vm.write(gpa, data)
 
 
+class VmmClock(Protocol):
+    """What moves the VM's clock while a program runs, and lets the VMM see what the program did."""
+
+    def pass_time(self, *, ns: int = 0, until: int = 0) -> None:
+        """Let at least `ns` pass, and the VM's clock reach `until` (ns)."""
+
+    def next_timer(self) -> int | None:
+        """When the VMM's next own timer expires (the VM's clock, ns); None if none runs."""
+
+    def react(self) -> None:
+        """The program has made a hypercall."""
+
+
+@frozen
+class KernelClock:
+    """The clock of a VM whose VMM has no timers and doesn't look at eventfds."""
+
+    machine: XenVm
+
+    def pass_time(self, *, ns: int = 0, until: int = 0) -> None:
+        """Fires the kernel's timers."""
+        self.machine.advance(max(self.machine.state.now + ns, until))
+
+    def next_timer(self) -> int | None:
+        """There is none."""
+        return None
+
+    def react(self) -> None:
+        """Do nothing."""
+
+
 @define
 class Pointers:
     """Reads what a hypercall points at, and remembers it."""
@@ -48,22 +81,38 @@ class Pointers:
     def read(self, address: int, size: int, _needed: int) -> bytes | None:
         """`size` bytes at a linear address; None if not all of them are mapped."""
         parts = []
-        while size:
-            length = min(size, PAGE_SIZE - address % PAGE_SIZE)
-            gpa = self.cpu.translate(address)
+        for linear, length in _pages(address, size):
+            gpa = self.cpu.translate(linear)
             part = None if gpa is None else self.cpu.memory.read(gpa, length)
             if part is None:
                 return None
             parts.append(part)
-            address, size = address + length, size - length
-        data = b"".join(parts)
-        self.seen[address - len(data)] = data
+        self.seen[address] = data = b"".join(parts)
         return data
+
+    def write(self, address: int, data: bytes) -> bool:
+        """Store at a linear address; False, and nothing stored, if not all of it is mapped."""
+        if self.read(address, len(data), 0) is None:
+            return False
+        for linear, length in _pages(address, len(data)):
+            gpa = self.cpu.translate(linear)
+            assert gpa is not None  # it was read  # noqa: S101 - for mypy
+            self.cpu.memory.write(gpa, data[linear - address :][:length])
+        return True
 
     def behind(self, args: tuple[int, ...]) -> tuple[Behind, ...] | None:
         """What was read behind pointers among the arguments."""
         found = [Behind(arg=index, data=self.seen[arg]) for index, arg in enumerate(args) if arg in self.seen]
         return tuple(found) or None
+
+
+def _pages(address: int, size: int) -> Iterator[tuple[int, int]]:
+    """Address and size of each part that lies in one page."""
+    end = address + size
+    while address < end:
+        length = min(end, (address // PAGE_SIZE + 1) * PAGE_SIZE) - address
+        yield address, length
+        address += length
 
 
 @frozen

@@ -63,6 +63,16 @@ class HostVm(Protocol):
     def write_memory(self, gpa: int, data: bytes) -> bool:
         """Store to guest memory; False where there is none."""
 
+    def read_virtual(self, vcpu: int, gva: int, size: int) -> bytes | None:
+        """Guest memory at a virtual address of the vCPU; None where nothing is mapped.
+
+        Where only a recording knows the guest's memory, it can be read while a forwarded hypercall of the
+        vCPU waits, as far as the recording shows it. Raises UnseenMemory for the rest.
+        """
+
+    def write_virtual(self, vcpu: int, gva: int, data: bytes) -> bool:
+        """Store there; False where nothing is mapped. What no recording shows is taken for mapped."""
+
     def gpa_to_hva(self, gpa: int) -> int | None:
         """The host address that backs a guest address."""
 

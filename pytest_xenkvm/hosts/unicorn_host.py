@@ -22,6 +22,7 @@ from pytest_xenkvm.core.hypercalls import UnseenMemory
 from pytest_xenkvm.core.profile import HostLimits, Profile
 from pytest_xenkvm.cpu.engine import EngineError
 from pytest_xenkvm.cpu.unicorn_api import UnicornError
+from pytest_xenkvm.hosts.call_memory import CallMemory
 from pytest_xenkvm.hosts.emulated import EmulatedVm, create_machine, map_slots
 from pytest_xenkvm.hosts.guest_pointers import GuestPointers
 from pytest_xenkvm.hosts.protocol import CallOutcome, GuestCall, HostError, MsrOutcome
@@ -101,11 +102,13 @@ class UnicornVm(EmulatedVm):
         if isinstance(outcome, int):
             return CallOutcome(rax=self.cpu.answer(outcome))
         self.cpu.wait(vcpu)
+        self._forwarded[vcpu] = CallMemory(pointers)
         return CallOutcome(exit=outcome)
 
     @_in_host_words
     def complete(self, vcpu: int, result: int) -> int:
         self.cpu.continue_waiting(vcpu)
+        self._forwarded.pop(vcpu)
         completes = self.machine.complete_hypercall(self.machine.state.vcpus[vcpu], linear_rip=self.cpu.rip)
         return self.cpu.answer(result & U64_MAX) if completes else self.cpu.go_on()
 

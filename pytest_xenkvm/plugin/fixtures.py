@@ -55,4 +55,4 @@ def xenkvm_guest(request: pytest.FixtureRequest, xenkvm_vmm: VmmBehaviour | None
     """VMs that run guest code of yours: `xenkvm_guest(vmm=MyVmm())`, by default with `xenkvm_vmm`."""
     from pytest_xenkvm.plugin.guest import Guests  # noqa: PLC0415
 
-    return Guests(request.config, request.path.parent, xenkvm_vmm)
+    return Guests(request, xenkvm_vmm)

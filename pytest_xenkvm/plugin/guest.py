@@ -11,7 +11,6 @@ from typing import Final, NamedTuple
 import pytest
 from attrs import define, field, frozen
 
-from pytest_xenkvm.abi.numbers import U64_MAX
 from pytest_xenkvm.core.machine import XenExit
 from pytest_xenkvm.cpu.vcpu import RSP
 from pytest_xenkvm.hosts.assembler import AssemblyError, assemble, is_installed
@@ -21,10 +20,13 @@ from pytest_xenkvm.hosts.replay_guest import Mode
 from pytest_xenkvm.plugin.own_tests import plain_shape
 from pytest_xenkvm.plugin.replays import check_behaviour
 from pytest_xenkvm.plugin.session import settings
+from pytest_xenkvm.replay.errors import ReplayError
+from pytest_xenkvm.replay.vmm_side import VmmSide
 from pytest_xenkvm.rules.run import choose_profile
 from pytest_xenkvm.trace import write_trace
 from pytest_xenkvm.trace.events import Event, Header, Hypercall
 from pytest_xenkvm.vmm.behaviour import Vmm, VmmBehaviour
+from pytest_xenkvm.vmm.calling import Calls
 from pytest_xenkvm.vmm.handles import Vm
 
 START: Final = 0x1000
@@ -67,10 +69,9 @@ class Registers(NamedTuple):
 
 @frozen
 class Guests:
-    """Creates guests. Relative paths are looked up in `folder`, the one of the test."""
+    """Creates guests for a test. Relative paths are looked up in the folder of its file."""
 
-    config: pytest.Config
-    folder: Path
+    request: pytest.FixtureRequest
     vmm: VmmBehaviour | None
     """The behaviour that guests get unless the test says otherwise."""
 
@@ -94,10 +95,12 @@ class Guests:
         behaviour = vmm or self.vmm
         check_behaviour(behaviour)
         shape = plain_shape(vcpus=vcpus, memory=memory, irqchip=irqchip)
-        kernel = choose_profile(profile or settings(self.config).profile, Header())
+        kernel = choose_profile(profile or settings(self.request.config).profile, Header())
         program = ProgramVm.create(shape, profile=kernel, cpu_vendor=cpu_vendor)
-        guest = Guest(program, behaviour or Vmm(), Vm.on(program, shape), self.folder)
-        guest.vmm.configure(guest.vm)
+        vm, calls = Vm.on(program, shape), Calls(behaviour or Vmm())
+        self.request.addfinalizer(calls.close)
+        guest = Guest(program, VmmSide(vm, program, calls), self.request.path.parent)
+        guest.side.configure()
         return guest
 
 
@@ -110,12 +113,20 @@ class Guest:
     """
 
     program: ProgramVm
-    vmm: VmmBehaviour
-    vm: Vm
-    """The VMM's handles on the VM, as the behaviour has them."""
+    side: VmmSide
     _folder: Path
     ended: Ended | None = field(default=None, init=False)
     """How the last run ended."""
+
+    @property
+    def vmm(self) -> VmmBehaviour:
+        """The VMM behaviour."""
+        return self.side.calls.behaviour
+
+    @property
+    def vm(self) -> Vm:
+        """The VMM's handles on the VM, as the behaviour has them."""
+        return self.side.vm
 
     def load(
         self, code: bytes, *, at: int = START, bits: int = 64, compat: bool = False, cpl: int = 0
@@ -161,14 +172,20 @@ class Guest:
     def run(self, *, limit: int = 1_000_000) -> Ended:
         """Run up to about `limit` instructions, from where the last run ended: how it ended.
 
-        Forwarded hypercalls go to the behaviour; what it raises is raised here.
+        Forwarded hypercalls, timers that the behaviour started and eventfds that the guest signals go to the
+        behaviour; what it raises is raised here. Raises ReplayError for an answer that is none.
         """
         __tracebackhide__ = True
-        self.ended = self.program.run_program(self._answer, limit=limit)
+        self.side.guest_acts()
+        self.ended = self.program.run_program(self._answer, limit=limit, clock=self.side)
         return self.ended
 
     def _answer(self, vcpu: int, xen_exit: XenExit) -> int:
-        return self.vmm.on_hypercall(self.vm.vcpus[vcpu], xen_exit) & U64_MAX
+        self.side.guest_acts()
+        answer = self.side.answer(vcpu, xen_exit)
+        if answer is None:
+            raise ReplayError(f"the VMM behaviour's on_hypercall left hypercall {xen_exit.input} unanswered")
+        return answer
 
     @property
     def stuck_because(self) -> str:

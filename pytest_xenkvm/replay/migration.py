@@ -13,7 +13,8 @@ from pytest_xenkvm.hosts.attribute_codec import attribute_type
 from pytest_xenkvm.hosts.protocol import Host, HostVm
 from pytest_xenkvm.replay.observation import Observation, Place
 from pytest_xenkvm.trace.events import Ioctl, VmShape
-from pytest_xenkvm.vmm.handles import IoctlMade, Vm
+from pytest_xenkvm.vmm.files import IoctlMade
+from pytest_xenkvm.vmm.handles import Vm
 from pytest_xenkvm.vmm.ioctl_bytes import Names, as_event
 from pytest_xenkvm.vmm.snapshot import Attribute, Refused, XenSnapshot, restore_snapshot, take_snapshot
 
@@ -68,7 +69,7 @@ class Migrator:
     """A host for one replay, which can migrate the replay's VM to a second one on the same host."""
 
     host: Host
-    _vm: HostVm = field(init=False)
+    _vm: HostVm | None = field(default=None, init=False)
     _shape: VmShape = field(init=False)
     _cpu_vendor: str = field(init=False)
 
@@ -78,10 +79,11 @@ class Migrator:
         return self.host.name
 
     def create_vm(self, shape: VmShape, *, cpu_vendor: str) -> HostVm:
-        """The replay's VM."""
-        self._shape, self._cpu_vendor = shape, cpu_vendor
-        self._vm = self.host.create_vm(shape, cpu_vendor=cpu_vendor)
-        return self._vm
+        """The replay's VM, if it is the first; then those that a VMM behaviour migrates it to."""
+        made = self.host.create_vm(shape, cpu_vendor=cpu_vendor)
+        if self._vm is None:
+            self._vm, self._shape, self._cpu_vendor = made, shape, cpu_vendor
+        return made
 
     def migrate(self, place: Place) -> Migration:
         """Move the VM that was created, at that point of the replay.
@@ -89,6 +91,7 @@ class Migrator:
         Guest memory isn't copied: no attribute depends on what it holds. Raises HostError if the second VM
         can't be had.
         """
+        assert self._vm is not None  # the replay has begun  # noqa: S101 - for mypy
         before = take_snapshot(Vm.on(self._vm, self._shape))
         fresh = self.host.create_vm(self._shape, cpu_vendor=self._cpu_vendor)
         log = _IoctlLog(Names(fresh))

@@ -53,6 +53,7 @@ class Observation:
     replay the ioctls of the VMM under test are observations too (`by_vmm`), at the place of the event that
     they were made for. `unjudged` names outcomes that the recording could not see. `answer` is what the VMM
     answered a forwarded hypercall, as u64 (0 where the recording could not see it); None for all else.
+    `unanswered`: the VMM under test left a forwarded hypercall without an answer; its guest found 0.
     """
 
     place: Place
@@ -61,3 +62,4 @@ class Observation:
     unjudged: tuple[str, ...] = ()
     by_vmm: bool = False
     answer: int | None = None
+    unanswered: bool = False

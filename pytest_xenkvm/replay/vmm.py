@@ -2,6 +2,9 @@
 
 Recorded ioctls, eventfd operations and answers are the recorded VMM's and left out; so are memory reads and
 interrupts, which depend on what the VMM did. Guest memory that the trace shows being stored is stored.
+
+A behaviour that needs guest memory which the recording doesn't show may let UnseenMemory pass: that hypercall
+is not judged, and its guest goes on with what it got when it was recorded.
 """
 
 from __future__ import annotations
@@ -11,13 +14,13 @@ from typing import Final
 
 from attrs import Factory, define
 
-from pytest_xenkvm.abi.numbers import U64_MAX
+from pytest_xenkvm.core.hypercalls import UnseenMemory
 from pytest_xenkvm.core.machine import XenExit
 from pytest_xenkvm.hosts.protocol import Host
-from pytest_xenkvm.replay.errors import ReplayError
 from pytest_xenkvm.replay.kernel import UNTIMED_EVENT_NS
 from pytest_xenkvm.replay.observation import Observation, Place
 from pytest_xenkvm.replay.stepper import Stepper
+from pytest_xenkvm.replay.vmm_side import VmmSide
 from pytest_xenkvm.trace.events import (
     Event,
     Header,
@@ -32,7 +35,9 @@ from pytest_xenkvm.trace.events import (
     Wrmsr,
 )
 from pytest_xenkvm.vmm.behaviour import VmmBehaviour
-from pytest_xenkvm.vmm.handles import IoctlMade, Vm
+from pytest_xenkvm.vmm.calling import Calls
+from pytest_xenkvm.vmm.files import IoctlMade
+from pytest_xenkvm.vmm.handles import Vm
 from pytest_xenkvm.vmm.ioctl_bytes import REQUEST_NAMES, Names, as_event
 
 BEFORE_THE_GUEST: Final = Place(-1)
@@ -47,22 +52,42 @@ def vmm_replay(
 ) -> Iterator[Observation]:
     """Let `behaviour` configure a VM and answer the trace's guest: observations of both sides, in order.
 
-    `events` is called once, or twice if the header doesn't say how many vCPUs there are. Raises HostError
-    if the VM can't be had, ReplayError if the behaviour leaves a hypercall without an answer; what the
+    When all is over, the behaviour migrates the VM to a fresh one, if it has an `on_migrate`. `events` is
+    called once, or twice if the header doesn't say how many vCPUs there are. Raises HostError if the VM
+    can't be had, ReplayError for an answer that is none and for timers that expire without end; what the
     behaviour itself raises passes through.
     """
+    calls = Calls(behaviour)
+    try:
+        yield from _replay(host, header, events, calls)
+    finally:
+        calls.close()
+
+
+def _replay(
+    host: Host, header: Header, events: Callable[[], Iterable[Event]], calls: Calls
+) -> Iterator[Observation]:
     shape = header.vm or _shape_of(events())
     host_vm = host.create_vm(shape, cpu_vendor=header.cpu_vendor)
     watcher = _Watcher(Names(host_vm))
-    vm = Vm.on(host_vm, shape, watcher.watch)
-    behaviour.configure(vm)
-    yield from watcher.observed(BEFORE_THE_GUEST)
-    replay = _VmmReplay(Stepper(host_vm, header), vm, behaviour)
+    side = VmmSide(Vm.on(host_vm, shape, watcher.watch), host_vm, calls)
+    side.configure()
+    place = BEFORE_THE_GUEST
+    yield from watcher.observed(place)
+    replay = _VmmReplay(Stepper(host_vm, header), side)
     for index, event in enumerate(events()):
-        observation = replay.step(Place(index), event)
-        yield from watcher.observed(Place(index))
+        place = Place(index)
+        observation = replay.step(place, event)
+        yield from watcher.observed(place)
         if observation is not None:
             yield observation
+            replay.react()
+            yield from watcher.observed(place)
+    if calls.find("on_migrate") is not None:
+        target_vm = host.create_vm(shape, cpu_vendor=header.cpu_vendor)
+        watcher = _Watcher(Names(target_vm))
+        side.migrate(Vm.on(target_vm, shape, watcher.watch))
+        yield from watcher.observed(Place(place.index, after=True))
 
 
 def _shape_of(events: Iterable[Event]) -> VmShape:
@@ -77,24 +102,39 @@ def _shape_of(events: Iterable[Event]) -> VmShape:
 @define
 class _VmmReplay:
     stepper: Stepper
-    vm: Vm
-    behaviour: VmmBehaviour
+    side: VmmSide
     now: int = 0
+    """When the previous event was complete (ns since the first event)."""
     answer: int | None = None
     """What the behaviour answered the hypercall under way, as u64."""
+    unanswered: bool = False
+    unseen: bool = False
+    """The behaviour would have had to see memory that the recording doesn't show."""
 
     def step(self, place: Place, event: Event) -> Observation | None:
         """Do one event; None for those that are the VMM's."""
-        self.stepper.vm.pass_time(ns=UNTIMED_EVENT_NS if event.ts is None else 0, until=self.now)
+        self.side.pass_time(ns=UNTIMED_EVENT_NS if event.ts is None else 0, until=self.now)
         self.now = max(self.now, event.ts or 0)
+        self._take_interrupts_of_timers()
         if isinstance(event, Hypercall):
-            self.answer = None
-            happened = self.stepper.hypercall(event, self._answer)
-            self._take_interrupts(event.vcpu)
-            if happened is None:
-                return Observation(place=place, event=event, unjudged=("unseen memory",))
-            return Observation(place=place, event=happened, answer=self.answer)
-        return self._do_other(place, event)
+            observation: Observation | None = self._hypercall(place, event)
+        else:
+            observation = self._do_other(place, event)
+        self._take_interrupts_of_timers()
+        return observation
+
+    def react(self) -> None:
+        """Let the VMM see what the guest has done."""
+        self.side.react()
+        self._take_interrupts_of_timers()
+
+    def _hypercall(self, place: Place, event: Hypercall) -> Observation:
+        self.answer, self.unanswered, self.unseen = None, False, False
+        happened = self.stepper.hypercall(event, self._answer)
+        self.stepper.vm.take_interrupt(event.vcpu)
+        if happened is None or self.unseen:
+            return Observation(place=place, event=event, unjudged=("unseen memory",))
+        return Observation(place=place, event=happened, answer=self.answer, unanswered=self.unanswered)
 
     def _do_other(self, place: Place, event: Event) -> Observation | None:
         happened: Event
@@ -103,27 +143,39 @@ class _VmmReplay:
         elif isinstance(event, VcpuRun):
             happened = self.stepper.vcpu_run(event)
         elif isinstance(event, Wait):
-            happened = self.stepper.wait(event, len(self.vm.vcpus))
+            happened = self._wait(event)
         elif isinstance(event, Mem) and event.op == "write":
             happened = self.stepper.mem(event)
         else:
             return None
-        for vcpu in self.vm.vcpus:
-            self._take_interrupts(vcpu.index)
+        self._take_interrupts()
         return Observation(place=place, event=happened)
 
-    def _answer(self, event: Hypercall, xen_exit: XenExit) -> int:
-        result: object = self.behaviour.on_hypercall(self.vm.vcpus[event.vcpu], xen_exit)
-        if not isinstance(result, int) or not -(1 << 63) <= result <= U64_MAX:
-            raise ReplayError(
-                f"the VMM behaviour's on_hypercall returned {result!r} for hypercall {xen_exit.input}, "
-                "expected an int that fits RAX (-ENOSYS is an answer)"
-            )
-        self.answer = result & U64_MAX
-        return self.answer
+    def _wait(self, event: Wait) -> Wait:
+        """Let time pass, then let each vCPU enter the guest."""
+        self.side.pass_time(ns=event.ns, until=event.ts or 0)
+        for vcpu in self.side.vm.vcpus:
+            self.stepper.vm.run(vcpu.index)
+        return event
 
-    def _take_interrupts(self, vcpu: int) -> None:
-        self.stepper.vm.take_interrupt(vcpu)
+    def _answer(self, event: Hypercall, xen_exit: XenExit) -> int:
+        try:
+            self.answer = self.side.answer(event.vcpu, xen_exit)
+        except UnseenMemory:
+            self.unseen = True
+            return event.rax or 0
+        self.unanswered = self.answer is None
+        return self.answer or 0
+
+    def _take_interrupts_of_timers(self) -> None:
+        """Let the guest take what VMM timers that have expired injected."""
+        if self.side.fired:
+            self._take_interrupts()
+            self.side.guest_acts()
+
+    def _take_interrupts(self) -> None:
+        for vcpu in self.side.vm.vcpus:
+            self.stepper.vm.take_interrupt(vcpu.index)
 
 
 @define

@@ -172,6 +172,7 @@ class Judge:
     context: Context
     _checkers: dict[str, Checker] = field(init=False)
     _watchers: dict[Seen, list[Checker]] = Factory(dict)
+    _watchers_of_target: dict[Seen, list[Checker]] = Factory(dict)
 
     def __attrs_post_init__(self) -> None:
         applicable = [rule for rule in self.rules if not self.context.inapplicable(rule)]
@@ -179,6 +180,8 @@ class Judge:
         for rule in self.rules:
             for kind in rule.sees if rule.id in self._checkers else ():
                 self._watchers.setdefault(kind, []).append(self._checkers[rule.id])
+                if rule.judges is Judged.VMM:
+                    self._watchers_of_target.setdefault(kind, []).append(self._checkers[rule.id])
 
     @property
     def sees_migrations(self) -> bool:
@@ -189,12 +192,15 @@ class Judge:
         """Show an observation to the rules that want its kind of event.
 
         Inferred events are shown to none: nothing is judged by what nobody saw. What they set up counts.
+        What a VMM behaviour does to the VM that it migrates the replay's to is shown to rules about the VMM,
+        and `Context.setup` remains that of the replay's VM.
         """
-        event = observation.event
+        event, after = observation.event, observation.place.after
         if not event.inferred:
-            for checker in self._watchers.get(type(event), ()):
+            watchers = self._watchers_of_target if after else self._watchers
+            for checker in watchers.get(type(event), ()):
                 checker.observe(observation)
-        if isinstance(event, Ioctl):
+        if isinstance(event, Ioctl) and not after:
             self.context.setup.learn(event)
 
     def observe_migration(self, migration: Migration) -> None:

@@ -19,7 +19,7 @@ from pytest_xenkvm.replay.observation import Divergence, Observation, Place
 from pytest_xenkvm.replay.vmm import vmm_replay
 from pytest_xenkvm.rules.model import Context, Judge, Rule, State, Verdict
 from pytest_xenkvm.trace.events import Event, Header, Hypercall
-from pytest_xenkvm.vmm.behaviour import VmmBehaviour
+from pytest_xenkvm.vmm.behaviour import VmmBehaviour, behaviour_name
 
 if TYPE_CHECKING:
     from pytest_xenkvm.hosts.unicorn_host import UnicornHost
@@ -164,7 +164,7 @@ def run_trace(
     return ReplayResult(
         trace=trace.name,
         profile=profile.name,
-        vmm=None if behaviour is None else type(behaviour).__name__,
+        vmm=None if behaviour is None else behaviour_name(behaviour),
         events=counts["events"],
         hypercalls=counts["hypercalls"],
         unjudged=counts["unjudged"],

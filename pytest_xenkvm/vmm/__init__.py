@@ -1,6 +1,7 @@
 """Floor 3: VMM behaviours and what they hold in their hands. May import hosts and below."""
 
 from pytest_xenkvm.core.errors import KvmError
+from pytest_xenkvm.core.hypercalls import UnseenMemory
 from pytest_xenkvm.core.machine import XenExit
 from pytest_xenkvm.vmm.behaviour import Vmm, VmmBehaviour
 from pytest_xenkvm.vmm.handles import Route, RunstateInfo, TimerSetting, Vcpu, Vm
@@ -12,6 +13,7 @@ __all__ = [
     "Route",
     "RunstateInfo",
     "TimerSetting",
+    "UnseenMemory",
     "Vcpu",
     "Vm",
     "Vmm",

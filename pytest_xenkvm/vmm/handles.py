@@ -6,13 +6,11 @@ every host. Where the kernel refuses, it raises KvmError with the errno.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from enum import IntEnum
-from struct import error as StructError  # noqa: N812 (it is a class)
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
+from weakref import ReferenceType, ref
 
-from attrs import define, field, frozen
+from attrs import define, field
 
 from pytest_xenkvm.abi import ioctls
 from pytest_xenkvm.abi.numbers import (
@@ -33,82 +31,11 @@ from pytest_xenkvm.core.vcpu_attrs import TimerSetting
 from pytest_xenkvm.hosts import attribute_codec as codec
 from pytest_xenkvm.hosts.protocol import HostVm
 from pytest_xenkvm.trace.events import VmShape
+from pytest_xenkvm.vmm.files import Files, IoctlWatcher, attribute, check, fitting
+from pytest_xenkvm.vmm.values import Route, RunstateInfo
+from pytest_xenkvm.vmm.vmm_timers import VmmTimers
 
 DEFAULT_HYPERCALL_MSR = 0x4000_0000
-
-
-class RunstateInfo(NamedTuple):
-    """Runstate as the ioctls carry it: state and times in ns."""
-
-    state: int
-    state_entry_time: int = 0
-    time_running: int = 0
-    time_runnable: int = 0
-    time_blocked: int = 0
-    time_offline: int = 0
-
-
-@frozen(kw_only=True)
-class Route:
-    """A GSI route to an event channel: the port, and the KVM vCPU id that it is delivered to."""
-
-    gsi: int
-    port: int
-    vcpu_id: int
-    priority: int = KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL
-
-
-class IoctlMade(NamedTuple):
-    """An ioctl as it was made: argument before and after, result; `vcpu` an index, None for the VM's file."""
-
-    request: int
-    before: int | bytearray
-    after: int | bytearray
-    ret: int
-    vcpu: int | None
-
-
-IoctlWatcher = Callable[[IoctlMade], None]
-"""Is told of each ioctl."""
-
-
-@define(eq=False)
-class _Files:
-    """The file descriptors of a VM and its vCPUs, watched."""
-
-    host: HostVm
-    watch: IoctlWatcher | None
-
-    def ioctl(self, request: int, argument: int | bytearray, vcpu: int | None = None) -> int:
-        before = bytearray(argument) if isinstance(argument, bytearray) else argument
-        ret = self.host.ioctl(request, argument, vcpu=vcpu)
-        if self.watch is not None:
-            self.watch(IoctlMade(request, before, argument, ret, vcpu))
-        return _check(ret)
-
-
-def _check(ret: int) -> int:
-    if ret < 0:
-        raise KvmError(-ret)
-    return ret
-
-
-@contextmanager
-def _fitting(attributes: type[IntEnum], type_: int, value: Any) -> Iterator[None]:
-    """Say which value of which attribute its structure can't hold (ValueError)."""
-    try:
-        yield
-    except (StructError, AttributeError, TypeError) as error:
-        name = attributes(type_).name if type_ in {*attributes} else str(type_)
-        raise ValueError(f"{value!r} is no value of attribute {name}: {error}") from error
-    except KeyError:
-        raise ValueError(f"there is no attribute {type_} that could be set") from None
-
-
-def _attribute(type_: int) -> bytearray:
-    argument = bytearray(ioctls.ATTR_SIZE)
-    ioctls.ATTR_HEADER.pack_into(argument, 0, type_)
-    return argument
 
 
 @define(eq=False)
@@ -117,7 +44,15 @@ class Vcpu:
 
     index: int
     id: int
-    _files: _Files = field(repr=False)
+    _files: Files = field(repr=False)
+    _vm: ReferenceType[Vm] | None = field(default=None, init=False, repr=False)
+    """Weak, so that a VM is gone with the last handle, not with the garbage collector's next visit."""
+
+    @property
+    def vm(self) -> Vm:
+        """The VM that it belongs to."""
+        vm = None if self._vm is None else self._vm()
+        return _handles(self._files) if vm is None else vm
 
     def ioctl(self, request: int, argument: bytearray) -> int:
         """Any ioctl of the vCPU's file; a positive result, or KvmError."""
@@ -125,14 +60,14 @@ class Vcpu:
 
     def set_attr(self, type_: int, value: Any) -> None:
         """KVM_XEN_VCPU_SET_ATTR with the union's member as the core has it: an int, TimerSetting, a tuple."""
-        argument = _attribute(type_)
-        with _fitting(VcpuAttr, type_, value):
+        argument = attribute(type_)
+        with fitting(VcpuAttr, type_, value):
             codec.store_vcpu_value(argument, type_, value)
         self.ioctl(ioctls.KVM_XEN_VCPU_SET_ATTR, argument)
 
     def get_attr(self, type_: int) -> Any:
         """KVM_XEN_VCPU_GET_ATTR."""
-        argument = _attribute(type_)
+        argument = attribute(type_)
         self.ioctl(ioctls.KVM_XEN_VCPU_GET_ATTR, argument)
         return codec.load_vcpu_value(argument, type_)
 
@@ -192,19 +127,54 @@ class Vcpu:
         """UPCALL_VECTOR of this vCPU; 0 switches off."""
         self.set_attr(VcpuAttr.UPCALL_VECTOR, vector)
 
+    def start_vmm_timer(self, expires_ns: int) -> None:
+        """A timer of the VMM's own: on_timer at that time of the VM's clock (ns), or at once if it is past.
+
+        There is one for each vCPU: it takes the place of the one that runs. Raises TypeError for no int.
+        """
+        self._files.timers.start(self.index, expires_ns)
+
+    def stop_vmm_timer(self) -> None:
+        """Stop the VMM's own timer of this vCPU; fine if none runs."""
+        self._files.timers.stop(self.index)
+
+    def read_virtual(self, gva: int, size: int) -> bytes | None:
+        """Guest memory at a virtual address of the vCPU (KVM_TRANSLATE); None where nothing is mapped.
+
+        In a replay, what lies behind the hypercall that is being answered. Raises UnseenMemory if the
+        recording doesn't show it.
+        """
+        return self._files.host.read_virtual(self.index, gva, size)
+
+    def write_virtual(self, gva: int, data: bytes) -> bool:
+        """Store to guest memory at a virtual address of the vCPU; False where nothing is mapped.
+
+        In a replay, memory that the recording doesn't show counts as mapped, and what is stored is lost.
+        """
+        return self._files.host.write_virtual(self.index, gva, data)
+
 
 @define(eq=False)
 class Vm:
     """A VM with its vCPUs in the order of creation."""
 
-    _files: _Files = field(repr=False)
+    _files: Files = field(repr=False)
     vcpus: tuple[Vcpu, ...]
 
-    @classmethod
-    def on(cls, host: HostVm, shape: VmShape, watch: IoctlWatcher | None = None) -> Vm:
+    @staticmethod
+    def on(host: HostVm, shape: VmShape, watch: IoctlWatcher | None = None) -> Vm:
         """Handles for a VM that exists on a host; `watch` is told of each ioctl made through them."""
-        files = _Files(host, watch)
-        return cls(files, tuple(Vcpu(vcpu.index, vcpu.id, files) for vcpu in shape.vcpus))
+        return _handles(Files(host, shape, watch))
+
+    @property
+    def vmm_timers(self) -> VmmTimers:
+        """The VMM's own timers, for whoever moves the VM's clock."""
+        return self._files.timers
+
+    @property
+    def outbound_eventfds(self) -> frozenset[int]:
+        """The eventfds that outbound ports signal."""
+        return frozenset(self._files.outbound_eventfds.values())
 
     def ioctl(self, request: int, argument: int | bytearray) -> int:
         """Any ioctl of the VM's file; a positive result, or KvmError."""
@@ -225,14 +195,14 @@ class Vm:
 
     def set_attr(self, type_: int, value: Any) -> None:
         """KVM_XEN_HVM_SET_ATTR with the union's member: an int, or OutboundRequest for EVTCHN."""
-        argument = _attribute(type_)
-        with _fitting(HvmAttr, type_, value):
+        argument = attribute(type_)
+        with fitting(HvmAttr, type_, value):
             codec.store_vm_value(argument, type_, value)
         self.ioctl(ioctls.KVM_XEN_HVM_SET_ATTR, argument)
 
     def get_attr(self, type_: int) -> Any:
         """KVM_XEN_HVM_GET_ATTR."""
-        argument = _attribute(type_)
+        argument = attribute(type_)
         self.ioctl(ioctls.KVM_XEN_HVM_GET_ATTR, argument)
         return codec.load_vm_value(argument, type_)
 
@@ -337,11 +307,11 @@ class Vm:
 
     def read_eventfd(self, fd: int) -> int:
         """Drain an eventfd; 0 if there was nothing."""
-        return _check(self._files.host.read_eventfd(fd))
+        return check(self._files.host.read_eventfd(fd))
 
     def write_eventfd(self, fd: int, value: int) -> None:
         """Add to an eventfd."""
-        _check(self._files.host.write_eventfd(fd, value))
+        check(self._files.host.write_eventfd(fd, value))
 
     def read_memory(self, gpa: int, size: int) -> bytes | None:
         """Guest memory at [gpa, gpa + size); None where there is none."""
@@ -358,6 +328,13 @@ class Vm:
     def hva_to_gpa(self, hva: int) -> int | None:
         """The opposite of `gpa_to_hva`; None for an address that backs no guest memory."""
         return self._files.host.hva_to_gpa(hva)
+
+
+def _handles(files: Files) -> Vm:
+    vm = Vm(files, tuple(Vcpu(vcpu.index, vcpu.id, files) for vcpu in files.shape.vcpus))
+    for vcpu in vm.vcpus:
+        vcpu._vm = ref(vm)  # noqa: SLF001 - made here
+    return vm
 
 
 __all__ = ["KvmError", "Route", "RunstateInfo", "TimerSetting", "Vcpu", "Vm"]

@@ -14,7 +14,7 @@ from attrs import Factory, define
 from pytest_xenkvm.abi import ioctls
 from pytest_xenkvm.abi.numbers import PAGE_SIZE, U32_MAX, U64_MAX, EvtchnStat, HvmAttr, VcpuAttr
 from pytest_xenkvm.trace.events import Ioctl, JsonObject
-from pytest_xenkvm.vmm.handles import IoctlMade
+from pytest_xenkvm.vmm.files import IoctlMade
 
 NO_SUCH_FD: Final = 0x7FFF_FFFF
 """Stands for an eventfd that the trace never created."""

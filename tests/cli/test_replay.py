@@ -128,11 +128,11 @@ def test_a_vmm_that_raises_is_no_violation(
     assert "ValueError: 'one' is no value of attribute VCPU_ID" in err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("answer", [2**64, -(2**63) - 1, None])
+@pytest.mark.parametrize("answer", [2**64, -(2**63) - 1, "'0'"])
 def test_an_answer_must_fit_the_register(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: int | None
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: int | str
 ) -> None:
-    """An answer that RAX can't hold, or none at all, is one sentence and exit code 2."""
+    """An answer that RAX can't hold, or that is no number, is one sentence and exit code 2."""
     (tmp_path / "wide_vmm.py").write_text(
         "from pytest_xenkvm.vmm import Vmm\n"
         "class Wide(Vmm):\n"

@@ -15,7 +15,7 @@ from pytest_xenkvm.core.memory import HVA_BASE
 from pytest_xenkvm.core.profile import LINUX_7_3
 from pytest_xenkvm.hosts.emulated import EmulatedHost
 from pytest_xenkvm.trace.events import Ioctl, MemorySlot, VcpuShape, VmShape
-from pytest_xenkvm.vmm.handles import IoctlMade
+from pytest_xenkvm.vmm.files import IoctlMade
 from pytest_xenkvm.vmm.ioctl_bytes import (
     NO_SUCH_FD,
     REQUEST_NAMES,

@@ -26,7 +26,7 @@ from pytest_xenkvm.vmm import (
     restore_snapshot,
     take_snapshot,
 )
-from pytest_xenkvm.vmm.handles import IoctlMade
+from pytest_xenkvm.vmm.files import IoctlMade
 from pytest_xenkvm.vmm.snapshot import Backing
 
 PROFILES: Final = (LINUX_6_12, LINUX_7_2, LINUX_7_3)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from pytest_xenkvm.abi.numbers import Hypercall
 from pytest_xenkvm.core.hypercalls import UnseenMemory
@@ -20,7 +20,7 @@ DEFAULT_TIMEOUT_S: Final = 10.0
 """How long an adapter may take over a message, its requests included."""
 
 
-class AdapterVmm(Vmm):
+class AdapterVmm:
     """A VMM in a process of its own, which speaks the adapter protocol over its stdin and stdout.
 
     `configure` starts the process, one for each replay; `close` ends it, and so does whatever else makes this
@@ -53,7 +53,7 @@ class AdapterVmm(Vmm):
         self._desk = Desk({SOURCE: Machine(vm)}, self._can("timer"))
         self._tell("configure", {"vcpus": len(vm.vcpus), "ids": [vcpu.id for vcpu in vm.vcpus]})
 
-    def on_hypercall(self, vcpu: Vcpu, xen_exit: XenExit) -> int | None:
+    def on_hypercall(self, vcpu: Vcpu, xen_exit: XenExit) -> int:
         """The adapter's answer; None if it leaves the guest without one.
 
         Raises UnseenMemory if it asked for guest memory that the recording doesn't show: nobody can judge
@@ -70,23 +70,23 @@ class AdapterVmm(Vmm):
         answer = self._ask("hypercall", members, "answer", what=f"hypercall {_call_words(xen_exit.input)}")
         if self._desk.saw_unseen:
             raise UnseenMemory
-        rax: int | None = answer["rax"]
-        return rax
+        return cast("int", answer["rax"])  # None says what it says of any behaviour
 
     def on_timer(self, vcpu: Vcpu, expires_ns: int) -> None:
         """Tell it of its own timer."""
         self._tell("timer", {"vcpu": vcpu.index, "expires_ns": expires_ns})
 
-    def on_event_channel(self, vm: Vm, fd: int, count: int) -> None:
-        """Tell it of a signalled eventfd, if it wants to know."""
-        del vm
-        if self._can("event_channel"):
-            self._tell("event_channel", {"fd": fd, "count": count})
+    @property
+    def on_event_channel(self) -> Callable[[Vm, int, int], None]:
+        """Tell it of a signalled eventfd; raises AttributeError if it wants to read eventfds itself."""
+        if not self._can("event_channel"):
+            raise AttributeError("on_event_channel")
+        return lambda _vm, fd, count: self._tell("event_channel", {"fd": fd, "count": count})
 
     def on_migrate(self, source: Vm, target: Vm) -> None:
         """Have it move the VM; one that can't is moved like any VMM that says nothing about it."""
         if not self._can("migrate"):
-            super().on_migrate(source, target)
+            Vmm().on_migrate(source, target)
             return
         self._desk.machines[TARGET] = Machine(target)
         self._tell("migrate", {})
@@ -94,7 +94,7 @@ class AdapterVmm(Vmm):
 
     def close(self) -> None:
         """End the process, if there is one. Raises AdapterError if it doesn't go in peace."""
-        conversation, self._conversation = self._conversation, None
+        conversation, self._conversation, self._desk = self._conversation, None, Desk({})
         if conversation is not None:
             conversation.close()
 

@@ -94,8 +94,6 @@ class Conversation:
                     return content
                 if serve is None or got not in REQUESTS:
                     self.fail(f"sent {got} when {answer} was expected for {self._awaited}")
-                if monotonic() >= deadline:
-                    raise Late
                 self._send("result", self._serve(serve, got, content), deadline)
             self.fail(f"made more than {MAX_REQUESTS} requests without an answer to {self._awaited}")
         except Late:
@@ -147,6 +145,8 @@ class Conversation:
     def _receive(self, deadline: float) -> tuple[str, dict[str, Any]]:
         while (message := self._decoder.next()) is None:
             self._decoder.feed(self.process.receive(deadline))
+        if monotonic() >= deadline:
+            raise Late
         try:
             return check_message(FROM_ADAPTER, message)
         except Unfit as unfit:
