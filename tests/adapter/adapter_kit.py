@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
+from errno import EINVAL
 from pathlib import Path
 from typing import Any, Final
 
 from pytest_xenkvm.core.machine import XenExit
 from pytest_xenkvm.core.profile import LINUX_7_3
-from pytest_xenkvm.hosts.emulated import EmulatedHost
+from pytest_xenkvm.hosts.emulated import EmulatedHost, EmulatedVm
 from pytest_xenkvm.trace.events import MemorySlot, VcpuShape, VmShape
 from pytest_xenkvm.vmm import Vm
 from pytest_xenkvm.vmm.adapter import AdapterVmm
@@ -58,9 +59,19 @@ def called(**members):
 """
 
 
-def make_vm() -> Vm:
+class RefusingVm(EmulatedVm):
+    """Refuses every ioctl with -EINVAL."""
+
+    def ioctl(self, request: int, argument: int | bytearray, *, vcpu: int | None = None) -> int:
+        """Refuse."""
+        del request, argument, vcpu
+        return -EINVAL
+
+
+def make_vm(*, refusing: bool = False) -> Vm:
     """Handles of a fresh VM with two vCPUs and 1 MiB of memory."""
-    return Vm.on(EmulatedHost(profile=LINUX_7_3).create_vm(SHAPE), SHAPE)
+    host_vm = EmulatedHost(profile=LINUX_7_3).create_vm(SHAPE)
+    return Vm.on(RefusingVm(host_vm.machine) if refusing else host_vm, SHAPE)
 
 
 def xen_exit(number: int = 24, *params: int, cpl: int = 0, longmode: int = 1) -> XenExit:
@@ -83,12 +94,13 @@ def pid_of(vmm: AdapterVmm) -> int:
 
 
 def is_there(pid: int) -> bool:
-    """Whether a process exists, be it as a zombie."""
+    """Whether a process exists, be it as a zombie of ours; one of init's is gone."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
         return False
-    return True
+    state, parent = status.rpartition(")")[2].split()[:2]
+    return state != "Z" or int(parent) == os.getpid()
 
 
 def schema(type_: str) -> dict[str, Any]:
