@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
+import time
 from errno import EINVAL
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
+
+import pytest
 
 from pytest_xenkvm.core.machine import XenExit
 from pytest_xenkvm.core.profile import LINUX_7_3
 from pytest_xenkvm.hosts.emulated import EmulatedHost, EmulatedVm
 from pytest_xenkvm.trace.events import MemorySlot, VcpuShape, VmShape
 from pytest_xenkvm.vmm import Vm
-from pytest_xenkvm.vmm.adapter import AdapterVmm
+from pytest_xenkvm.vmm.adapter import AdapterError, AdapterVmm
+from pytest_xenkvm.vmm.adapter.conversation import shown_command
 
 ROOT: Final = Path(__file__).parents[2]
 MEMORY: Final = 0x10_0000
@@ -25,6 +28,8 @@ SHAPE: Final = VmShape(
 )
 PATIENCE_S: Final = 60.0
 """For adapters that do answer, on a busy machine."""
+MUCH_LATER_S: Final = 20.0
+"""No fault may take as long to be told, however busy the machine is."""
 
 PRELUDE: Final = """
 import json, os, signal, subprocess, sys, time
@@ -103,8 +108,26 @@ def is_there(pid: int) -> bool:
     return state != "Z" or int(parent) == os.getpid()
 
 
-def schema(type_: str) -> dict[str, Any]:
-    """The published JSON Schema of a message."""
-    folder = ROOT / "pytest_xenkvm" / "vmm" / "adapter" / "schema"
-    found: dict[str, Any] = json.loads((folder / f"{type_}.json").read_text())
-    return found
+def told(vmm: AdapterVmm, timeout_s: float = PATIENCE_S) -> str:
+    """What an adapter is blamed for when it configures, answers vcpu_op and is closed; it is gone then.
+
+    `timeout_s` is the time-out of all behind `configure`.
+    """
+    pids: list[int] = []
+    began = time.monotonic()
+    with pytest.raises(AdapterError) as caught:
+        _configure_call_and_close(vmm, timeout_s, pids)
+    assert time.monotonic() - began < MUCH_LATER_S
+    assert not any(is_there(pid) for pid in pids or [pid_of(vmm)])
+    prefix = f"the VMM adapter {shown_command(vmm._command)}: "
+    assert str(caught.value).startswith(prefix)
+    return str(caught.value).removeprefix(prefix)
+
+
+def _configure_call_and_close(vmm: AdapterVmm, timeout_s: float, pids: list[int]) -> None:
+    vmm.configure(make_vm())
+    assert vmm._conversation is not None
+    pids.append(pid_of(vmm))
+    vmm._conversation._timeout_s = timeout_s
+    vmm.on_hypercall(make_vm().vcpus[0], xen_exit())
+    vmm.close()

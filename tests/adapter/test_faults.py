@@ -5,45 +5,18 @@ from __future__ import annotations
 import os
 import re
 import signal
-import time
 from pathlib import Path
 from typing import Final
 
 import pytest
-from adapter_kit import PATIENCE_S, is_there, make_vm, pid_of, scripted, xen_exit
+from adapter_kit import make_vm, pid_of, scripted, told, xen_exit
 
 from pytest_xenkvm.vmm.adapter import AdapterError, AdapterVmm, conversation
-from pytest_xenkvm.vmm.adapter.conversation import shown_command
 from pytest_xenkvm.vmm.errors import VmmError
 
 SHORT_S: Final = 0.4
 CALL: Final = "hypercall 24 (vcpu_op)"
 LATE: Final = f"no answer to {CALL} within 0.4 s; killed"
-MUCH_LATER_S: Final = 20.0
-"""Nothing here may take as long, however busy the machine is."""
-
-
-def told(vmm: AdapterVmm, timeout_s: float = PATIENCE_S) -> str:
-    """What the adapter is blamed for when it configures and answers vcpu_op; its process is gone then.
-
-    `timeout_s` is the time-out of that answer.
-    """
-    began = time.monotonic()
-    with pytest.raises(AdapterError) as caught:
-        configure_and_call(vmm, timeout_s)
-    assert time.monotonic() - began < MUCH_LATER_S
-    assert not is_there(pid_of(vmm))
-    prefix = f"the VMM adapter {shown_command(vmm._command)}: "
-    assert str(caught.value).startswith(prefix)
-    return str(caught.value).removeprefix(prefix)
-
-
-def configure_and_call(vmm: AdapterVmm, timeout_s: float) -> None:
-    """Configure a VM, and answer vcpu_op on its first vCPU."""
-    vmm.configure(make_vm())
-    assert vmm._conversation is not None
-    vmm._conversation._timeout_s = timeout_s
-    vmm.on_hypercall(make_vm().vcpus[0], xen_exit())
 
 
 @pytest.mark.parametrize(
