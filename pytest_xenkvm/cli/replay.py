@@ -71,7 +71,11 @@ Exit codes: 0 all well, 1 a divergence or a violated rule, 2 unusable input (the
 @click.option(
     "--rules", "selection", metavar="SELECTION", help='Rule ids or patterns, comma-separated; "!" excludes.'
 )
-@click.option("--vmm", metavar="MODULE:CLASS", help="A VMM behaviour, which then configures and answers.")
+@click.option(
+    "--vmm",
+    metavar="VMM",
+    help="A VMM behaviour, which then configures and answers: module:Class, cmd:COMMAND LINE, or a name.",
+)
 @click.option("--until", type=click.IntRange(0), metavar="N", help="Stop before event N.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("-v", "--verbose", is_flag=True, help="Print all divergences and findings, and all rules.")
@@ -97,8 +101,13 @@ def replay(  # noqa: PLR0913 - an argument an option
         result = run_trace(opened, rules, options, _progress())
         if sys.stderr.isatty():
             click.echo("\r\x1b[K", nl=False, err=True)
-    except (ReplayError, HostError, RuleError, BehaviourError, VmmError) as error:
+    except (ReplayError, HostError, RuleError, BehaviourError) as error:
         raise UserError(f"{trace}: {error}") from error
+    except VmmError as error:
+        sentence, _, more = str(error).partition("\n")
+        if more:
+            click.echo(more, err=True)
+        raise UserError(f"{trace}: {sentence}") from error
     except Exception as error:
         if vmm is None or isinstance(error, (TraceError, OSError)):
             raise

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Final
 
-from attrs import asdict, define, evolve, field
+from attrs import Factory, asdict, define, evolve, field
 
 from pytest_xenkvm.abi.numbers import U32_MAX, U64_MAX
 from pytest_xenkvm.core import timer
@@ -93,6 +93,8 @@ class ProgramVm(EmulatedVm):
     stuck_because: str = field(default="", init=False)
     """What the engine said about the run that ended as `Ended.STUCK`."""
     _clock: VmmClock = field(init=False)
+    _pointers: Pointers = field(init=False, default=Factory(lambda self: Pointers(self.cpu), takes_self=True))
+    """What the program's last hypercall points at."""
 
     @classmethod
     def create(
@@ -148,11 +150,11 @@ class ProgramVm(EmulatedVm):
 
     def read_virtual(self, vcpu: int, gva: int, size: int) -> bytes | None:
         """By the program's page tables; vCPUs that run no program have none."""
-        return self.read_memory(gva, size) if vcpu else Pointers(self.cpu).read(gva, size, size)
+        return self.read_memory(gva, size) if vcpu else self._pointers.read(gva, size, size)
 
     def write_virtual(self, vcpu: int, gva: int, data: bytes) -> bool:
         """Likewise; False, and nothing stored, if not all of it is mapped."""
-        return self.write_memory(gva, data) if vcpu else Pointers(self.cpu).write(gva, data)
+        return self.write_memory(gva, data) if vcpu else self._pointers.write(gva, data)
 
     def load(
         self, code: bytes, at: int, *, mode: Mode | None = Mode.LONG, cpl: int = 0, entry: int | None = None
@@ -228,7 +230,7 @@ class ProgramVm(EmulatedVm):
         long = cpu.state.executes_64_bit
         a0, a1, a2, a3, a4, a5 = (cpu.general[n] for n in (_ARGUMENTS_64 if long else _ARGUMENTS_32))
         registers = HypercallRegisters(cpu.general[RAX], (a0, a1, a2, a3, a4, a5), long, cpu.state.cpl)
-        pointers = Pointers(cpu)
+        pointers = self._pointers = Pointers(cpu)
         where = cpu.linear_rip
         outcome = self.machine.hypercall(vcpu, registers, pointers.read, linear_rip=where)
         handled = isinstance(outcome, int)

@@ -87,7 +87,9 @@ class Pointers:
             if part is None:
                 return None
             parts.append(part)
-        self.seen[address] = data = b"".join(parts)
+        data = b"".join(parts)
+        if len(data) > len(self.seen.get(address, b"")):
+            self.seen[address] = data
         return data
 
     def write(self, address: int, data: bytes) -> bool:

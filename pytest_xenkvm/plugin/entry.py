@@ -33,6 +33,7 @@ _NAMED_ONLY: Final = (".jsonl", ".jsonl.gz")
 _MARKERS: Final = (
     "xenkvm(rule, family, level): on every item of a trace; the arguments on those that judge a rule.",
     "xenkvm_traces(*specs): run the test once for each trace: a file, folder or glob pattern, or @NAME.",
+    "xenkvm_vmm(*behaviours, vmm=CLASS): run the test with each: objects, classes, or as for --xenkvm-vmm.",
 )
 
 
@@ -61,7 +62,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="SELECTION",
         help="ids, families or patterns of the rules to judge by, comma-separated; !NAME excludes",
     )
-    group.addoption("--xenkvm-vmm", metavar="MODULE:CLASS", help="VMM behaviour to replay all traces with")
+    group.addoption(
+        "--xenkvm-vmm",
+        metavar="VMM",
+        help="VMM behaviour to replay all traces with: module:Class, cmd:COMMAND LINE, or a name",
+    )
     group.addoption(
         "--xenkvm-strict", action="store_true", help="fail for violated SHOULD rules too, instead of xfail"
     )
@@ -69,6 +74,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addini("xenkvm_profile", "as --xenkvm-profile", default="auto")
     parser.addini("xenkvm_engine", "as --xenkvm-engine", default="model")
     parser.addini("xenkvm_rules", "as --xenkvm-rules", default="")
+    parser.addini("xenkvm_vmm", "as --xenkvm-vmm", default="")
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
@@ -103,6 +109,7 @@ def _is_used(config: pytest.Config) -> bool:
         or config.getini("xenkvm_profile") != "auto"
         or config.getini("xenkvm_engine") != "model"
         or config.getini("xenkvm_rules")
+        or config.getini("xenkvm_vmm")
         or any(_is_trace(argument.partition("::")[0]) for argument in config.args)
     )
 
@@ -160,6 +167,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         from pytest_xenkvm.plugin.marked import parametrize  # noqa: PLC0415
 
         parametrize(metafunc)
+
+
+@pytest.hookimpl(specname="pytest_generate_tests", tryfirst=True)
+def pytest_generate_tests_of_vmms(metafunc: pytest.Metafunc) -> None:
+    """Run a test that is marked with `xenkvm_vmm` once with each of those; before fixtures are expanded."""
+    if metafunc.definition.get_closest_marker("xenkvm_vmm"):
+        from pytest_xenkvm.plugin.marked import parametrize_vmm  # noqa: PLC0415
+
+        parametrize_vmm(metafunc)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

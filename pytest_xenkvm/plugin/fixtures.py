@@ -20,10 +20,9 @@ def xenkvm_vmm(pytestconfig: pytest.Config) -> VmmBehaviour | None:
     Override it in a conftest.py to put your VMM to the test. It may take fixtures, have any scope and be
     parametrised. The default is a new object of the class that `--xenkvm-vmm` names, or None.
     """
-    from pytest_xenkvm.plugin.session import settings  # noqa: PLC0415
+    from pytest_xenkvm.plugin.replays import behaviour_of_options  # noqa: PLC0415
 
-    make = settings(pytestconfig).vmm
-    return None if make is None else make()
+    return behaviour_of_options(pytestconfig)
 
 
 @pytest.fixture
@@ -36,10 +35,14 @@ def xenkvm_trace(request: pytest.FixtureRequest) -> Trace:
 
 @pytest.fixture
 def xenkvm_replay(request: pytest.FixtureRequest) -> Replayer:
-    """Replays traces in a test of your own: `xenkvm_replay("@linux-boot", vmm=MyVmm())`."""
+    """Replays traces in a test of your own: `xenkvm_replay("@linux-boot", vmm=MyVmm())`.
+
+    In a test marked with `xenkvm_vmm`, that VMM takes part unless the test says otherwise.
+    """
     from pytest_xenkvm.plugin.own_tests import Replayer  # noqa: PLC0415
 
-    return Replayer(request.config, request.path.parent)
+    marked = request.node.get_closest_marker("xenkvm_vmm") is not None
+    return Replayer(request, request.getfixturevalue("xenkvm_vmm") if marked else None)
 
 
 @pytest.fixture

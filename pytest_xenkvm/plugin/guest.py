@@ -184,7 +184,9 @@ class Guest:
         self.side.guest_acts()
         answer = self.side.answer(vcpu, xen_exit)
         if answer is None:
-            raise ReplayError(f"the VMM behaviour's on_hypercall left hypercall {xen_exit.input} unanswered")
+            raise ReplayError(
+                f"the VMM behaviour's on_hypercall left hypercall {xen_exit.input} without an answer"
+            )
         return answer
 
     @property

@@ -165,3 +165,5 @@ def _counts(result: ReplayResult) -> Iterator[tuple[str, object]]:
     yield "xenkvm_events", result.events
     yield "xenkvm_hypercalls", result.hypercalls
     yield "xenkvm_unjudged", result.unjudged
+    if result.vmm is not None:
+        yield "xenkvm_vmm", result.vmm

@@ -1,4 +1,4 @@
-"""The marker `xenkvm_traces`: one test, many traces."""
+"""The markers `xenkvm_traces` and `xenkvm_vmm`: one test, many traces, many VMMs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pytest_xenkvm.plugin.session import spelling, traces_of
+from pytest_xenkvm.plugin.session import hooked_vmms, spelling, traces_of
 from pytest_xenkvm.trace.errors import TraceError
+from pytest_xenkvm.vmm.behaviour import behaviour_name
+from pytest_xenkvm.vmm.load import BehaviourError, behaviour_maker, load_behaviour
 
 
 def parametrize(metafunc: pytest.Metafunc) -> None:
@@ -21,6 +23,36 @@ def parametrize(metafunc: pytest.Metafunc) -> None:
     except TraceError as error:
         raise pytest.Collector.CollectError(f"{metafunc.definition.nodeid}: {error}") from error
     metafunc.parametrize("xenkvm_trace", paths, indirect=True, ids=[_id(path, folder) for path in paths])
+
+
+def parametrize_vmm(metafunc: pytest.Metafunc) -> None:
+    """Run a marked test with each behaviour in place of the fixture `xenkvm_vmm`; raises CollectError.
+
+    A mark of pytest's own does it: it wins over any fixture of that name, parametrised or not. A single class
+    must be given by keyword, or pytest takes the marker for a decorator of that class.
+    """
+    test, names = metafunc.definition, metafunc.fixturenames
+    if "xenkvm_vmm" not in names and "xenkvm_replay" not in names:
+        return
+    marker = next(test.iter_markers("xenkvm_vmm"))
+    named = [*marker.args, *marker.kwargs.values()]
+    if not named or marker.kwargs.keys() - {"vmm"}:
+        message = (
+            f"the marker xenkvm_vmm has {marker.kwargs or 'nothing'}, expected VMM behaviours or vmm=..."
+        )
+        raise pytest.Collector.CollectError(f"{test.nodeid}: {message}")
+    others = hooked_vmms(metafunc.config, test.ihook)
+    try:
+        behaviours = [
+            load_behaviour(given, others) if isinstance(given, str) else behaviour_maker(given, str(given))()
+            for given in named
+        ]
+    except BehaviourError as error:
+        raise pytest.Collector.CollectError(f"{test.nodeid}: {error}") from error
+    if "xenkvm_vmm" not in names:
+        names.append("xenkvm_vmm")
+    ids = [behaviour_name(behaviour) for behaviour in behaviours]
+    test.add_marker(pytest.mark.parametrize("xenkvm_vmm", behaviours, ids=ids))
 
 
 def _id(path: Path, folder: Path) -> str:

@@ -43,10 +43,11 @@ class Replayed:
 
 @frozen
 class Replayer:
-    """Replays traces. Relative paths are looked up in `folder`, the one of the test."""
+    """Replays traces for a test. Relative paths are looked up in the folder of its file."""
 
-    config: pytest.Config
-    folder: Path
+    request: pytest.FixtureRequest
+    vmm: VmmBehaviour | None
+    """What takes part unless the test says otherwise."""
 
     def __call__(
         self,
@@ -60,21 +61,25 @@ class Replayer:
         """Replay `trace` (a path, `@NAME` or a trace object) on the emulated host.
 
         `profile`, `engine` ("model" or "unicorn") and `rules` (a selection or rules themselves) are by
-        default what the options say; with `vmm` it is a VMM replay. All observations are kept in memory.
+        default what the options say; with `vmm` it is a VMM replay, by default that of the marker
+        `xenkvm_vmm`. All observations are kept in memory.
         Raises TraceError, ReplayError, HostError, RuleError and what the behaviour raises.
         """
-        said = settings(self.config)
+        config, hook = self.request.config, self.request.node.ihook
+        said = settings(config)
         source = self._open(trace) if isinstance(trace, (str, Path)) else trace
         if rules is None or isinstance(rules, str):
-            known = all_rules(hooked_rules(self.config, self.config.hook))
+            known = all_rules(hooked_rules(config, hook))
             rules = select_rules(known, said.rules if rules is None else rules)
-        options = ReplayOptions(profile=profile or said.profile, engine=engine or said.engine, behaviour=vmm)
+        options = ReplayOptions(
+            profile=profile or said.profile, engine=engine or said.engine, behaviour=vmm or self.vmm
+        )
         observations: list[Observation] = []
-        result = run_trace(source, rules, options, progress=observations.append)
+        result = run_trace(source, rules, options, observer=observations.append)
         return Replayed(observations=observations, result=result)
 
     def _open(self, spec: str | Path) -> Trace:
-        paths = traces_of(str(spec), self.folder)
+        paths = traces_of(str(spec), self.request.path.parent)
         if len(paths) != 1:
             raise TraceError(f"{spec}: names {len(paths)} traces, expected one")
         return open_trace(paths[0])

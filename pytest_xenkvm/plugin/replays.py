@@ -8,6 +8,7 @@ import pytest
 from attrs import define, field, frozen
 
 from pytest_xenkvm.hosts.protocol import HostError
+from pytest_xenkvm.plugin.session import settings
 from pytest_xenkvm.replay.errors import ReplayError
 from pytest_xenkvm.rules.model import Rule
 from pytest_xenkvm.rules.run import ReplayOptions, ReplayResult, run_trace
@@ -15,8 +16,10 @@ from pytest_xenkvm.trace.errors import TraceError
 from pytest_xenkvm.trace.files import Trace
 from pytest_xenkvm.vmm.behaviour import VmmBehaviour
 from pytest_xenkvm.vmm.errors import VmmError
+from pytest_xenkvm.vmm.load import BehaviourError
 
-_PACKAGE = __name__.partition(".")[0]
+_NOT_THE_USERS = {__name__.partition(".")[0], "asyncio"}
+"""Packages whose frames say nothing about a behaviour."""
 
 
 @frozen
@@ -50,7 +53,7 @@ class Replays:
         try:
             result = run_trace(self.trace, self.rules, options)
         except (TraceError, ReplayError, HostError, VmmError) as error:
-            self._done[parameters] = Told(str(error))
+            self._done[parameters] = Told(str(error).partition("\n")[0])  # without an adapter's stderr
             return str(error)
         except Exception as error:  # noqa: BLE001 - the user's code may raise anything
             self._done[parameters] = Told(f"the VMM behaviour raised {type(error).__name__}: {error}")
@@ -60,7 +63,7 @@ class Replays:
 
 
 def _without_ours(traceback: TracebackType | None) -> TracebackType | None:
-    """A traceback without the frames of this package; all of it if there are no others."""
+    """A traceback without the frames of this package and asyncio; all of it if there are no others."""
     kept = []
     entry = traceback
     while entry is not None:
@@ -75,7 +78,17 @@ def _without_ours(traceback: TracebackType | None) -> TracebackType | None:
 
 def _is_ours(entry: TracebackType) -> bool:
     module: str = entry.tb_frame.f_globals.get("__name__", "")
-    return module.partition(".")[0] == _PACKAGE
+    return module.partition(".")[0] in _NOT_THE_USERS
+
+
+def behaviour_of_options(config: pytest.Config) -> VmmBehaviour | None:
+    """A behaviour that `--xenkvm-vmm` or the ini file name; None if they name none."""
+    __tracebackhide__ = True
+    make = settings(config).make_vmm
+    try:
+        return None if make is None else make()
+    except BehaviourError as error:
+        raise pytest.fail.Exception(str(error), pytrace=False) from None
 
 
 def check_behaviour(behaviour: object) -> None:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Iterable, Iterator
-from importlib import import_module
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +23,7 @@ from pytest_xenkvm.rules.run import AUTO, ENGINES, MODEL, choose_profile
 from pytest_xenkvm.trace.errors import TraceError
 from pytest_xenkvm.trace.events import Header
 from pytest_xenkvm.trace.files import BUNDLED_PREFIX, bundled_traces, find_traces
-from pytest_xenkvm.vmm.behaviour import VmmBehaviour
+from pytest_xenkvm.vmm.load import BehaviourError, Maker, find_behaviour
 
 
 @frozen(kw_only=True)
@@ -44,7 +43,8 @@ class Settings:
     profile: str
     engine: str
     rules: str
-    vmm: Callable[[], VmmBehaviour] | None
+    vmm: str
+    make_vmm: Maker | None
     strict: bool
     elsewhere: tuple[TraceElsewhere, ...] = ()
     by_option: tuple[Path, ...] = ()
@@ -86,6 +86,12 @@ def resolve(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from error
 
 
+def hooked_vmms(config: pytest.Config, hook: Any) -> dict[str, object]:
+    """The VMM behaviours that conftest.py files and plugins add, by name; of two, the nearest one's."""
+    added = [dict(vmms) for vmms in hook.pytest_xenkvm_vmms(config=config)]
+    return {name: vmm for vmms in reversed(added) for name, vmm in vmms.items()}
+
+
 def hooked_rules(config: pytest.Config, hook: Any) -> Iterator[Rule]:
     """The rules that conftest.py files and plugins add, as far as `hook` (a relay) reaches them."""
     for rules in hook.pytest_xenkvm_rules(config=config):
@@ -98,8 +104,8 @@ def header(config: pytest.Config) -> str:
     parts = [f"profile {said.profile}", f"engine {said.engine}"]
     if said.rules:
         parts.append(f"rules {said.rules}")
-    if config.option.xenkvm_vmm:
-        parts.append(f"VMM {config.option.xenkvm_vmm}")
+    if said.vmm:
+        parts.append(f"VMM {said.vmm}")
     if said.names:
         shown, more = said.names[:3], len(said.names) - 3
         parts.append(f"traces {', '.join(shown)}{f' and {more} more' if more > 0 else ''}")
@@ -108,11 +114,13 @@ def header(config: pytest.Config) -> str:
 
 def _said(config: pytest.Config) -> Settings:
     option = config.option
+    vmm = option.xenkvm_vmm or config.getini("xenkvm_vmm")
     return Settings(
         profile=option.xenkvm_profile or config.getini("xenkvm_profile"),
         engine=option.xenkvm_engine or config.getini("xenkvm_engine"),
         rules=option.xenkvm_rules or config.getini("xenkvm_rules"),
-        vmm=_behaviour(option.xenkvm_vmm) if option.xenkvm_vmm else None,
+        vmm=vmm,
+        make_vmm=_maker(config, vmm) if vmm else None,
         strict=option.xenkvm_strict,
     )
 
@@ -123,20 +131,12 @@ def _check_engine(name: str) -> None:
         raise ReplayError(f"there is no engine {name!r}; there are {', '.join(ENGINES)}")
 
 
-def _behaviour(name: str) -> Callable[[], VmmBehaviour]:
-    """What `module:Class` names; raises UsageError."""
-    module, separator, attribute = name.partition(":")
-    if not separator:
-        raise pytest.UsageError(f"--xenkvm-vmm: {name!r} is not of the form module:Class")
+def _maker(config: pytest.Config, spec: str) -> Maker:
+    """What makes the behaviour that option or ini file name; raises UsageError."""
     try:
-        behaviour = getattr(import_module(module), attribute)
-    except Exception as error:  # importing a module runs whatever it holds
-        kind = type(error).__name__
-        raise pytest.UsageError(f"--xenkvm-vmm: {name} can't be had: {kind}: {error}") from error
-    if not callable(behaviour):
-        raise pytest.UsageError(f"--xenkvm-vmm: {name} is not a class but {behaviour!r}")
-    made: Callable[[], VmmBehaviour] = behaviour
-    return made
+        return find_behaviour(spec, hooked_vmms(config, config.hook))
+    except BehaviourError as error:
+        raise pytest.UsageError(f"--xenkvm-vmm: {error}") from error
 
 
 # ---- traces

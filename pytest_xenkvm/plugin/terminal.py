@@ -32,6 +32,9 @@ def write_summary(terminal: pytest.TerminalReporter) -> None:
     unseen = f", {_many(unjudged, 'outcome')} not judged (not seen by the recording)" if unjudged else ""
     terminal.section("xenkvm")
     terminal.line(f"replayed {replayed}{unseen}")
+    vmms = dict.fromkeys(trace["xenkvm_vmm"] for trace in traces.values() if "xenkvm_vmm" in trace)
+    if vmms:
+        terminal.line(f"VMM{'' if len(vmms) == 1 else 's'} under test: {', '.join(vmms)}")
     if verdicts.keys() & _STATES.keys():
         terminal.line(f"rules: {', '.join(f'{verdicts[state]} {words}' for state, words in _STATES.items())}")
 

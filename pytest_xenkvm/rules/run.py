@@ -132,9 +132,9 @@ def run_trace(
     trace: TraceSource,
     rules: Iterable[Rule],
     options: ReplayOptions,
-    progress: Callable[[Observation], None] | None = None,
+    observer: Callable[[Observation], None] | None = None,
 ) -> ReplayResult:
-    """Replay `trace`, compare what was recorded, judge `rules`; `progress` is told of each observation.
+    """Replay `trace`, compare what was recorded, judge `rules`; `observer` is told of each observation.
 
     When all is over, the VM is migrated to a fresh one if a rule asks for it. Raises as `observe_trace`
     does.
@@ -156,8 +156,8 @@ def run_trace(
         judge.observe(observation)
         _count(counts, observation)
         divergences.extend(observation.divergences[: MAX_DIVERGENCES - len(divergences)])
-        if progress is not None:
-            progress(observation)
+        if observer is not None:
+            observer(observation)
         place = observation.place
     if judge.sees_migrations:
         judge.observe_migration(migrator.migrate(Place(place.index, after=True)))

@@ -1,53 +1,122 @@
-"""Finding a VMM behaviour by name: "module:Class", a callable that makes one, or "cmd:COMMAND"."""
+"""Which VMM behaviour a name means, for the pytest plugin and the command line alike.
+
+module:Class         a class, or a function without arguments, or a behaviour itself
+cmd:COMMAND LINE     a VMM in a process of its own
+NAME                 a bundled behaviour, one that the caller knows, or an installed package's
+"""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable, Mapping
 from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from types import MappingProxyType
 from typing import Any, Final, cast
 
 from pytest_xenkvm.vmm.behaviour import VmmBehaviour
 
-COMMAND: Final = "cmd:"
-"""Begins the command line of an adapter: a VMM in a process of its own."""
+ENTRY_POINTS: Final = "xenkvm.vmm"
+"""Entry-point group whose members are named behaviours: what `module:Class` may name."""
+
+Maker = Callable[[], VmmBehaviour]
+"""Makes a behaviour; each replay may have one of its own."""
+
+_COMMAND: Final = "cmd:"
+_NO_OTHERS: Final[Mapping[str, object]] = MappingProxyType({})
+_REQUIRED: Final = ("configure", "on_hypercall")
 
 
 class BehaviourError(ValueError):
     """A VMM behaviour that can't be had; `str()` is one sentence for the user."""
 
 
-def load_behaviour(spec: str) -> VmmBehaviour:
-    """Import `module`, call its `Class` without arguments; raises BehaviourError.
+def load_behaviour(spec: str, others: Mapping[str, object] = _NO_OTHERS) -> VmmBehaviour:
+    """A behaviour that `spec` names, new if a class or function makes it; raises as `find_behaviour`."""
+    return find_behaviour(spec, others)()
 
-    The result must have the methods `configure` and `on_hypercall`. "cmd:COMMAND" is a VMM adapter, which
-    starts when it configures a VM.
+
+def find_behaviour(spec: str, others: Mapping[str, object] = _NO_OTHERS) -> Maker:
+    """What makes the behaviour that `spec` names; `others`: what `behaviour_maker` takes, by name.
+
+    A bundled name counts first, then one of `others`, then an installed package's. Raises BehaviourError,
+    also when the behaviour is made and is none.
     """
-    if spec.startswith(COMMAND):
-        return _load_adapter(spec)
+    if spec.startswith(_COMMAND):
+        return _adapter(spec)
+    if ":" in spec:
+        return behaviour_maker(_imported(spec), spec)
+    return _named(spec, others)
+
+
+def behaviour_maker(found: object, called: str) -> Maker:
+    """What makes behaviours of a class or function, or hands out the one that `found` is.
+
+    Raises BehaviourError, which calls it `called`: at once if `found` is nothing of that kind.
+    """
+    is_behaviour = not isinstance(found, type) and all(hasattr(found, name) for name in _REQUIRED)
+    if is_behaviour:
+        return lambda: cast("VmmBehaviour", found)
+    if not callable(found):
+        raise BehaviourError(f"the VMM behaviour {called!r} is {found!r}, expected a class or a behaviour")
+
+    def make() -> VmmBehaviour:
+        made: Any = found()
+        for name in _REQUIRED:
+            if isinstance(made, type) or not callable(getattr(made, name, None)):
+                raise BehaviourError(f"the VMM behaviour {called!r} has no method {name}: it is {made!r}")
+        return cast("VmmBehaviour", made)
+
+    return make
+
+
+def _imported(spec: str) -> object:
     module_name, _, name = spec.partition(":")
     if not module_name or not name:
         raise BehaviourError(f"{spec!r} doesn't name a VMM behaviour, expected module:Class")
     try:
-        found: Any = import_module(module_name)
+        found: object = import_module(module_name)
         for part in name.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # importing a module runs whatever it holds
         hint = "; is its folder on PYTHONPATH?" if isinstance(error, ModuleNotFoundError) else ""
-        raise BehaviourError(f"the VMM behaviour {spec!r} can't be imported: {error}{hint}") from error
-    behaviour = found() if callable(found) else found
-    for method in ("configure", "on_hypercall"):
-        if not callable(getattr(behaviour, method, None)):
-            raise BehaviourError(f"the VMM behaviour {spec!r} has no method {method}")
-    return cast("VmmBehaviour", behaviour)
+        raise BehaviourError(_cant_be_had(spec, error) + hint) from error
+    return found
 
 
-def _load_adapter(spec: str) -> VmmBehaviour:
-    from pytest_xenkvm.vmm.adapter import AdapterVmm  # noqa: PLC0415 - processes are for those who use them
-
+def _adapter(spec: str) -> Maker:
     try:
-        command = shlex.split(spec.removeprefix(COMMAND))
+        command = shlex.split(spec.removeprefix(_COMMAND))
     except ValueError as error:
-        raise BehaviourError(f"{spec!r} names no command: {str(error).lower()}") from None
+        raise BehaviourError(f"{spec!r} is no command line: {error}") from error
     if not command:
-        raise BehaviourError(f"{spec!r} names no command, expected {COMMAND}PROGRAM ARGUMENT...")
-    return AdapterVmm(command)
+        raise BehaviourError(f"{spec!r} names no command, expected cmd:COMMAND LINE")
+    from pytest_xenkvm.vmm.adapter import AdapterVmm  # noqa: PLC0415 - most VMMs have no process
+
+    return lambda: cast("VmmBehaviour", AdapterVmm(command))
+
+
+def _named(name: str, others: Mapping[str, object]) -> Maker:
+    from pytest_xenkvm.vmm.bundled import BUNDLED  # noqa: PLC0415 - read when a name is to be found
+
+    installed = {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
+    if name in BUNDLED:
+        return BUNDLED[name]
+    if name in others:
+        return behaviour_maker(others[name], name)
+    if name in installed:
+        return behaviour_maker(_loaded(installed[name]), name)
+    known = ", ".join(sorted({*BUNDLED, *others, *installed}))
+    there_are = f"there are {known}; besides, " if known else "expected "
+    raise BehaviourError(f"there is no VMM behaviour {name!r}: {there_are}module:Class or cmd:COMMAND LINE")
+
+
+def _loaded(entry: EntryPoint) -> object:
+    try:
+        return entry.load()
+    except Exception as error:  # as for modules
+        raise BehaviourError(_cant_be_had(entry.name, error)) from error
+
+
+def _cant_be_had(called: str, error: Exception) -> str:
+    return f"the VMM behaviour {called!r} can't be imported: {type(error).__name__}: {error}"

@@ -211,7 +211,7 @@ def test_stderr_is_shown(tmp_path: Path) -> None:
     """The last lines of stderr follow the sentence, without what could upset a terminal."""
     body = "sys.stderr.write('old news\\n' * 9999 + 'cannot \\x1b[31mopen\\t/dev/kvm\\n\\n'); sys.exit(1)"
     lines = told(scripted(tmp_path, body)).splitlines()
-    assert lines[:2] == ["exited with status 1 before it answered start", "Its stderr ended with:"]
+    assert lines[:2] == ["exited with status 1 before it answered start", "The adapter's stderr ended with:"]
     assert lines[2:] == ["old news"] * 9 + ["cannot  [31mopen        /dev/kvm"]
 
 

@@ -109,7 +109,7 @@ def test_an_interrupted_message_is_given_up(tmp_path: Path) -> None:
         ("get(); write('more'); time.sleep(999)", "wrote out of turn, when no answer was due: 'more'"),
         (
             "get(); sys.stderr.write('leaked'); sys.exit(1)",
-            "exited with status 1 after its last answer\nIts stderr ended with:\nleaked",
+            "exited with status 1 after its last answer\nThe adapter's stderr ended with:\nleaked",
         ),
     ],
 )

@@ -107,7 +107,7 @@ def test_a_refused_ioctl_ends_an_adapter(adapter: AdapterVmm) -> None:
     """What the kernel refuses is told on stderr, which the error shows."""
     with pytest.raises(AdapterError, match=r"exited with status 1 before it answered configure\n") as caught:
         adapter.configure(make_vm(refusing=True))
-    assert "KVM_XEN_HVM_CONFIG" in str(caught.value).partition("Its stderr ended with:")[2]
+    assert "KVM_XEN_HVM_CONFIG" in str(caught.value).partition("The adapter's stderr ended with:")[2]
 
 
 @pytest.mark.parametrize("source", sorted(BUILDS))

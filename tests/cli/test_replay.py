@@ -153,7 +153,7 @@ def test_an_answer_must_fit_the_register(
         (["--profile", "linux-9.9"], "linux-9.9"),
         (["--rules", "no.such"], "no rule matches 'no.such'"),
         (["--vmm", "no_such_module:X"], "can't be imported"),
-        (["--vmm", "nonsense"], "expected module:Class"),
+        (["--vmm", "nonsense"], "there is no VMM behaviour 'nonsense'"),
     ],
 )
 def test_unusable_options_are_one_sentence(

@@ -38,7 +38,7 @@ class Replayed:
 def replay(trace: TraceSource, options: ReplayOptions) -> Replayed:
     """Replay and judge by every bundled rule."""
     observations: list[Observation] = []
-    result = run_trace(trace, BUNDLED, options, progress=observations.append)
+    result = run_trace(trace, BUNDLED, options, observer=observations.append)
     return Replayed(observations, result)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from guest_tests import ANSWERING
 from small_traces import ANSWERED, RULES, write
 
 import pytest_xenkvm
@@ -78,3 +79,14 @@ def collect(run: Run) -> Callable[..., list[str]]:
         return _ids(run("--collect-only", "-q", *args))
 
     return collect_
+
+
+@pytest.fixture
+def passes(project: pytest.Pytester, run: Run) -> Callable[..., None]:
+    """Asserts that the tests in a text, which begins with `ANSWERING`, pass."""
+
+    def passes_(tests: str, *args: str, passed: int = 1) -> None:
+        (project.path / "test_own.py").write_text(ANSWERING + tests)
+        run("test_own.py", *args).assert_outcomes(passed=passed)
+
+    return passes_

@@ -4,42 +4,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import Final
 
 import pytest
+from guest_tests import ANSWERING
 
 import pytest_xenkvm.plugin.guest  # noqa: F401 - stays loaded, or each run in this process would load it anew
 from pytest_xenkvm.hosts.assembler import is_installed
 
 Run = Callable[..., pytest.RunResult]
-
-ANSWERING: Final = """
-import pytest
-from pytest_xenkvm.hosts.guest_program import Ended
-from pytest_xenkvm.vmm import Vmm
-
-CALL = bytes.fromhex("b863000000 bf2a000000 0f01d9 f4")  # mov eax, 99; mov edi, 42; vmmcall; hlt
-
-class Answering(Vmm):
-    def __init__(self, answer=7):
-        self.answer = answer
-    def configure(self, vm):
-        vm.xen_hvm_config()
-    def on_hypercall(self, vcpu, xen_exit):
-        return self.answer
-"""
-"""What the test files here begin with."""
-
-
-@pytest.fixture
-def passes(project: pytest.Pytester, run: Run) -> Callable[..., None]:
-    """Asserts that the tests in a text, which begins with `ANSWERING`, pass."""
-
-    def passes_(tests: str, *args: str, passed: int = 1) -> None:
-        (project.path / "test_own.py").write_text(ANSWERING + tests)
-        run("test_own.py", *args).assert_outcomes(passed=passed)
-
-    return passes_
 
 
 def test_the_vmm_is_the_one_of_the_test_or_of_the_fixture(passes: Callable[..., None]) -> None:

@@ -134,7 +134,7 @@ class Conversation:
         self._over = True
         self.process.finish()
         complaints = self.process.complaints()
-        told = f"\nIts stderr ended with:\n{complaints}" if complaints else ""
+        told = f"\nThe adapter's stderr ended with:\n{complaints}" if complaints else ""
         raise AdapterError(f"the VMM adapter {self._name}: {did}{told}") from None
 
     def _send(self, type_: str, members: Mapping[str, Any], deadline: float) -> None:
