@@ -201,3 +201,20 @@ def test_an_eventfd_is_left_to_an_adapter_that_reads_it(tmp_path: Path) -> None:
     able.configure(make_vm())
     assert hasattr(able, "on_event_channel")
     able.close()
+
+
+def test_much_on_stderr_holds_up_nobody(tmp_path: Path) -> None:
+    """An adapter that writes more to stderr than a pipe holds gets to answer, and to read what is long."""
+    body = """
+called()
+put('read_memory', gpa=0, size=65536)
+sys.stderr.write('noise' * 100_000)
+get()
+assert len(ask('read_memory', gpa=0, size=65536)['data']) == 2 * 65536
+put('answer', rax=1)
+get()
+"""
+    vmm = scripted(tmp_path, body)
+    vmm.configure(make_vm())
+    assert vmm.on_hypercall(make_vm().vcpus[0], xen_exit()) == 1
+    vmm.close()
