@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+from itertools import count
 from pathlib import Path
 from typing import Final
 
@@ -183,6 +184,42 @@ def test_requests_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     few = "hello(); get()\nfor _ in range(3): ask('get_clock')\nput('done'); get()\n"
     vmm = scripted(tmp_path, few + "while True: ask('get_clock')")
     assert told(vmm) == "made more than 3 requests without an answer to hypercall 24 (vcpu_op)"
+
+
+def test_requests_past_the_time_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests that come without a pause don't put off the time-out."""
+    clock = count()
+    monkeypatch.setattr(conversation, "monotonic", lambda: float(next(clock)))
+    talking = Talkative()
+    asked = conversation.Conversation("chatterbox", 100.0, talking)  # type: ignore[arg-type]
+    with pytest.raises(AdapterError, match="chatterbox: no answer to migrate within 100 s; killed"):
+        asked.ask("migrate", {}, "done", serve=lambda *_: {"ret": 0})
+    assert talking.requests == 100
+
+
+class Talkative:
+    """Stands for a process that makes one request after the other, at once."""
+
+    requests = 0
+
+    def send(self, _data: bytes, _deadline: float) -> None:
+        """Take a message in."""
+
+    def receive(self, _deadline: float) -> bytes:
+        """Make a request."""
+        self.requests += 1
+        return b'{"type":"get_clock"}\n'
+
+    def pending(self) -> bytes:
+        """Be silent before."""
+        return b""
+
+    def finish(self) -> None:
+        """Be killed."""
+
+    def complaints(self) -> str:
+        """Have none."""
+        return ""
 
 
 def test_a_killed_adapter(tmp_path: Path) -> None:

@@ -102,7 +102,9 @@ def test_a_raw_ioctl(ask: Asking) -> None:
     structure[ioctls.ATTR_HEADER.size] = 0
     result = ask("raw_ioctl", request=ioctls.KVM_XEN_VCPU_GET_ATTR, vcpu=0, data=structure.hex())
     assert result["data"][ioctls.ATTR_HEADER.size] == 9
-    assert ask("raw_ioctl", data=structure[:-1].hex(), **set_id) == {"ret": -EFAULT}
+    assert Asking(make_vm(refusing=True))("raw_ioctl", data=structure[:-1].hex(), **set_id) == {
+        "ret": -EFAULT
+    }
     assert ask("raw_ioctl", request=0xAE80, data="00", vcpu=0) == {"ret": -ENOTTY}
 
 
