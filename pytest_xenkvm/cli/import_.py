@@ -23,7 +23,10 @@ from pytest_xenkvm.trace.importers import (
     IMPORTERS,
     Given,
     Imported,
+    ImporterError,
+    all_importers,
     detect,
+    find_importer,
     open_text,
     with_answers,
 )
@@ -80,7 +83,7 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
 @click.option(
     "--from",
     "source",
-    type=click.Choice(sorted(IMPORTERS)),
+    metavar="SOURCE",
     help="What wrote the recording. Default: found out from its content.",
 )
 @click.option("--kernel", metavar="RELEASE", help="The recorded host's kernel, as its `uname -r` says.")
@@ -115,9 +118,14 @@ def import_(  # noqa: PLR0913 - an argument an option
     target = output or _default_output(recording)
     _check_output(target, recording, force=force)
     path = str(recording)
-    source = source or detect(islice(open_text(recording), DETECT_LINES), path=path)
+    try:
+        importers = all_importers()
+        source = source or detect(islice(open_text(recording), DETECT_LINES), path=path, importers=importers)
+        importer = find_importer(source, importers)
+    except ImporterError as error:
+        raise UserError(str(error)) from error
     lines = _watched(open_text(recording), "lines read")
-    imported = IMPORTERS[source].run(lines, path=path, given=Given(**given))
+    imported = importer.run(lines, path=path, given=Given(**given))
     if answers is not None:
         imported = with_answers(imported, _answers(answers), path=str(answers))
     header = evolve(imported.header, notes="; ".join(filter(None, (notes, imported.header.notes))))

@@ -7,7 +7,10 @@ from typing import Final
 
 import click
 
+from pytest_xenkvm.cli.errors import UserError
+from pytest_xenkvm.replay.errors import ReplayError
 from pytest_xenkvm.report.profiles import profiles_json, profiles_markdown, profiles_text
+from pytest_xenkvm.rules.profiles import all_profiles
 
 _EPILOG: Final = """\b
 Examples:
@@ -22,8 +25,13 @@ Examples:
 @click.option("--json", "output", flag_value="json", help="Print one JSON object.")
 def profiles(output: str | None) -> None:
     """List the kernels that the emulated core can answer like and where they differ."""
-    if output == "json":
-        click.echo(json.dumps(profiles_json(), indent=2))
-        return
-    for line in profiles_markdown() if output == "markdown" else profiles_text():
+    if output == "markdown":
+        lines = profiles_markdown()
+    else:
+        try:
+            known = tuple(all_profiles().values())
+        except ReplayError as error:
+            raise UserError(str(error)) from error
+        lines = profiles_text(known) if output is None else iter([json.dumps(profiles_json(known), indent=2)])
+    for line in lines:
         click.echo(line)

@@ -21,8 +21,9 @@ from pytest_xenkvm.replay.observation import Observation
 from pytest_xenkvm.report.json_result import result_json
 from pytest_xenkvm.report.text import Role, divergences_lines, verdict_line, verdict_lines
 from pytest_xenkvm.rules.model import State
+from pytest_xenkvm.rules.profiles import AUTO
 from pytest_xenkvm.rules.registry import RuleError, all_rules, select_rules
-from pytest_xenkvm.rules.run import AUTO, ENGINES, MODEL, ReplayOptions, ReplayResult, run_trace
+from pytest_xenkvm.rules.run import ENGINES, MODEL, ReplayOptions, ReplayResult, run_trace
 from pytest_xenkvm.trace.errors import TraceError
 from pytest_xenkvm.trace.files import open_trace
 from pytest_xenkvm.vmm.behaviour import VmmBehaviour
@@ -56,10 +57,11 @@ Exit codes: 0 all well, 1 a divergence or a violated rule, 2 unusable input (the
 @click.argument("trace")
 @click.option(
     "--profile",
-    type=click.Choice([AUTO, *PROFILES]),
+    metavar="NAME",
     default=AUTO,
     show_default=True,
-    help="The kernel to answer like; auto: the one that the trace was recorded on.",
+    help=f"The kernel to answer like: {', '.join(PROFILES)}, one of an installed package, or auto: "
+    "the one that the trace was recorded on.",
 )
 @click.option(
     "--engine",

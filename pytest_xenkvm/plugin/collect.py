@@ -11,6 +11,7 @@ from typing import Any, Final
 import pytest
 
 from pytest_xenkvm.plugin.items import ReplayItem, RuleItem, TraceItem, takes
+from pytest_xenkvm.plugin.observing import Watched
 from pytest_xenkvm.plugin.replays import Replays
 from pytest_xenkvm.plugin.session import TraceElsewhere, hooked_rules, settings
 from pytest_xenkvm.rules.model import Rule
@@ -87,7 +88,11 @@ class TraceFile(pytest.Collector):
         except (TraceError, RuleError) as error:
             raise self.CollectError(str(error)) from error
         replays = Replays(
-            trace=trace, rules=rules, profile=said.profile, engine=said.engine, nodeid=self.nodeid
+            watched=Watched(self.config, self.ihook, trace),
+            rules=rules,
+            profile=said.profile,
+            engine=said.engine,
+            nodeid=self.nodeid,
         )
         expansion = Replay.from_parent(self, name=self.name, path=self.path, nodeid=self.nodeid)
         items = list(expansion.items(replays, rules))

@@ -15,6 +15,7 @@ from pytest_xenkvm.plugin import hookspecs
 from pytest_xenkvm.plugin.fixtures import (
     xenkvm_guest,
     xenkvm_host,
+    xenkvm_import,
     xenkvm_replay,
     xenkvm_trace,
     xenkvm_vmm,
@@ -23,7 +24,7 @@ from pytest_xenkvm.plugin.fixtures import (
 if TYPE_CHECKING:
     from pytest_xenkvm.plugin.collect import TraceFile
 
-__all__ = ["xenkvm_guest", "xenkvm_host", "xenkvm_replay", "xenkvm_trace", "xenkvm_vmm"]
+__all__ = ["xenkvm_guest", "xenkvm_host", "xenkvm_import", "xenkvm_replay", "xenkvm_trace", "xenkvm_vmm"]
 
 _USED: Final = pytest.StashKey[bool]()
 

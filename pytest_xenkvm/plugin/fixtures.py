@@ -8,6 +8,7 @@ import pytest
 
 if TYPE_CHECKING:
     from pytest_xenkvm.plugin.guest import Guests
+    from pytest_xenkvm.plugin.imports import Imports
     from pytest_xenkvm.plugin.own_tests import Replayer, XenHost
     from pytest_xenkvm.trace.files import Trace
     from pytest_xenkvm.vmm.behaviour import VmmBehaviour
@@ -46,11 +47,11 @@ def xenkvm_replay(request: pytest.FixtureRequest) -> Replayer:
 
 
 @pytest.fixture
-def xenkvm_host(pytestconfig: pytest.Config) -> XenHost:
+def xenkvm_host(request: pytest.FixtureRequest) -> XenHost:
     """The emulated host of `--xenkvm-profile`, to create VMs on in a test of your own."""
     from pytest_xenkvm.plugin.own_tests import XenHost  # noqa: PLC0415
 
-    return XenHost.of(pytestconfig)
+    return XenHost.of(request)
 
 
 @pytest.fixture
@@ -59,3 +60,11 @@ def xenkvm_guest(request: pytest.FixtureRequest, xenkvm_vmm: VmmBehaviour | None
     from pytest_xenkvm.plugin.guest import Guests  # noqa: PLC0415
 
     return Guests(request, xenkvm_vmm)
+
+
+@pytest.fixture
+def xenkvm_import(request: pytest.FixtureRequest) -> Imports:
+    """Turns recordings of real guests into traces: `xenkvm_replay(xenkvm_import("ftrace.txt"))`."""
+    from pytest_xenkvm.plugin.imports import Imports  # noqa: PLC0415
+
+    return Imports(request)

@@ -19,10 +19,10 @@ from pytest_xenkvm.hosts.guest_program import Ended, ProgramVm
 from pytest_xenkvm.hosts.replay_guest import Mode
 from pytest_xenkvm.plugin.own_tests import plain_shape
 from pytest_xenkvm.plugin.replays import check_behaviour
-from pytest_xenkvm.plugin.session import settings
+from pytest_xenkvm.plugin.session import hooked_profiles, settings
 from pytest_xenkvm.replay.errors import ReplayError
 from pytest_xenkvm.replay.vmm_side import VmmSide
-from pytest_xenkvm.rules.run import choose_profile
+from pytest_xenkvm.rules.profiles import choose_profile
 from pytest_xenkvm.trace import write_trace
 from pytest_xenkvm.trace.events import Event, Header, Hypercall
 from pytest_xenkvm.vmm.behaviour import Vmm, VmmBehaviour
@@ -95,7 +95,9 @@ class Guests:
         behaviour = vmm or self.vmm
         check_behaviour(behaviour)
         shape = plain_shape(vcpus=vcpus, memory=memory, irqchip=irqchip)
-        kernel = choose_profile(profile or settings(self.request.config).profile, Header())
+        config = self.request.config
+        known = hooked_profiles(config, self.request.node.ihook)
+        kernel = choose_profile(profile or settings(config).profile, Header(), known)
         program = ProgramVm.create(shape, profile=kernel, cpu_vendor=cpu_vendor)
         vm, calls = Vm.on(program, shape), Calls(behaviour or Vmm())
         self.request.addfinalizer(calls.close)

@@ -11,11 +11,13 @@ from attrs import frozen
 from pytest_xenkvm.core.profile import HostLimits
 from pytest_xenkvm.hosts.emulated import EmulatedHost
 from pytest_xenkvm.plugin.items import TraceItem
-from pytest_xenkvm.plugin.session import hooked_rules, settings, traces_of
+from pytest_xenkvm.plugin.observing import Watched, run_observed
+from pytest_xenkvm.plugin.session import hooked_profiles, hooked_rules, settings, traces_of
 from pytest_xenkvm.replay.observation import Divergence, Observation
 from pytest_xenkvm.rules.model import Rule, Verdict
+from pytest_xenkvm.rules.profiles import choose_profile
 from pytest_xenkvm.rules.registry import all_rules, select_rules
-from pytest_xenkvm.rules.run import ReplayOptions, ReplayResult, TraceSource, choose_profile, run_trace
+from pytest_xenkvm.rules.run import ReplayOptions, ReplayResult, TraceSource
 from pytest_xenkvm.trace.errors import TraceError
 from pytest_xenkvm.trace.events import Header, MemorySlot, VcpuShape, VmShape
 from pytest_xenkvm.trace.files import Trace, open_trace
@@ -72,10 +74,13 @@ class Replayer:
             known = all_rules(hooked_rules(config, hook))
             rules = select_rules(known, said.rules if rules is None else rules)
         options = ReplayOptions(
-            profile=profile or said.profile, engine=engine or said.engine, behaviour=vmm or self.vmm
+            profile=profile or said.profile,
+            profiles=hooked_profiles(config, hook),
+            engine=engine or said.engine,
+            behaviour=vmm or self.vmm,
         )
         observations: list[Observation] = []
-        result = run_trace(source, rules, options, observer=observations.append)
+        result = run_observed(Watched(config, hook, source), rules, options, observations.append)
         return Replayed(observations=observations, result=result)
 
     def _open(self, spec: str | Path) -> Trace:
@@ -92,9 +97,10 @@ class XenHost:
     host: EmulatedHost
 
     @classmethod
-    def of(cls, config: pytest.Config) -> XenHost:
+    def of(cls, request: pytest.FixtureRequest) -> XenHost:
         """The host that the options ask for; `auto` is the newest kernel."""
-        profile = choose_profile(settings(config).profile, Header())
+        known = hooked_profiles(request.config, request.node.ihook)
+        profile = choose_profile(settings(request.config).profile, Header(), known)
         return cls(host=EmulatedHost(profile=profile, limits=HostLimits()))
 
     def create_vm(

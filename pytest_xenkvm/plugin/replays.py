@@ -8,10 +8,11 @@ import pytest
 from attrs import define, field, frozen
 
 from pytest_xenkvm.hosts.protocol import HostError
-from pytest_xenkvm.plugin.session import settings
+from pytest_xenkvm.plugin.observing import Watched, run_observed
+from pytest_xenkvm.plugin.session import hooked_profiles, settings
 from pytest_xenkvm.replay.errors import ReplayError
 from pytest_xenkvm.rules.model import Rule
-from pytest_xenkvm.rules.run import ReplayOptions, ReplayResult, run_trace
+from pytest_xenkvm.rules.run import ReplayOptions, ReplayResult
 from pytest_xenkvm.trace.errors import TraceError
 from pytest_xenkvm.trace.files import Trace
 from pytest_xenkvm.vmm.behaviour import VmmBehaviour
@@ -33,11 +34,17 @@ class Told:
 class Replays:
     """The replays of one trace: one for each parameter of the fixture `xenkvm_vmm`, done when first asked."""
 
-    trace: Trace
+    watched: Watched[Trace]
     rules: tuple[Rule, ...]
     profile: str
     engine: str
     nodeid: str
+
+    @property
+    def trace(self) -> Trace:
+        """What is replayed."""
+        return self.watched.trace
+
     _done: dict[str, ReplayResult | Told] = field(factory=dict, init=False)
 
     def outcome(self, parameters: str, behaviour: VmmBehaviour | None) -> ReplayResult | str | Told:
@@ -49,14 +56,20 @@ class Replays:
         __tracebackhide__ = True
         if parameters in self._done:
             return self._done[parameters]
-        options = ReplayOptions(profile=self.profile, engine=self.engine, behaviour=behaviour)
+        options = ReplayOptions(
+            profile=self.profile,
+            profiles=hooked_profiles(self.watched.config, self.watched.hook),
+            engine=self.engine,
+            behaviour=behaviour,
+        )
         try:
-            result = run_trace(self.trace, self.rules, options)
+            result = run_observed(self.watched, self.rules, options)
         except (TraceError, ReplayError, HostError, VmmError) as error:
             self._done[parameters] = Told(str(error).partition("\n")[0])  # without an adapter's stderr
             return str(error)
         except Exception as error:  # noqa: BLE001 - the user's code may raise anything
-            self._done[parameters] = Told(f"the VMM behaviour raised {type(error).__name__}: {error}")
+            whose = "a hook" if behaviour is None else "the VMM behaviour"
+            self._done[parameters] = Told(f"{whose} raised {type(error).__name__}: {error}")
             raise error.with_traceback(_without_ours(error.__traceback__)) from None
         self._done[parameters] = result
         return result

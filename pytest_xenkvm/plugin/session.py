@@ -9,21 +9,26 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pytest
 from attrs import evolve, frozen
 
+from pytest_xenkvm.core.profile import Profile
 from pytest_xenkvm.replay.errors import ReplayError
 from pytest_xenkvm.rules.model import Rule
+from pytest_xenkvm.rules.profiles import AUTO, choose_profile
 from pytest_xenkvm.rules.registry import RuleError, all_rules, select_rules
-from pytest_xenkvm.rules.run import AUTO, ENGINES, MODEL, choose_profile
+from pytest_xenkvm.rules.run import ENGINES, MODEL
 from pytest_xenkvm.trace.errors import TraceError
 from pytest_xenkvm.trace.events import Header
 from pytest_xenkvm.trace.files import BUNDLED_PREFIX, bundled_traces, find_traces
 from pytest_xenkvm.vmm.load import BehaviourError, Maker, find_behaviour
+
+if TYPE_CHECKING:  # the importers are loaded when one is used
+    from pytest_xenkvm.trace.importers import NamedImporter
 
 
 @frozen(kw_only=True)
@@ -59,6 +64,8 @@ class Settings:
         return path in self.by_option or path in self.by_argument
 
 
+_Added = TypeVar("_Added")
+
 _SETTINGS: Final = pytest.StashKey[Settings]()
 
 
@@ -77,7 +84,7 @@ def resolve(config: pytest.Config) -> None:
     """
     said = _said(config)
     try:
-        choose_profile(said.profile, Header())
+        choose_profile(said.profile, Header(), hooked_profiles(config, config.hook))
         _check_engine(said.engine)
         if said.rules:
             select_rules(all_rules(hooked_rules(config, config.hook)), said.rules)
@@ -88,8 +95,21 @@ def resolve(config: pytest.Config) -> None:
 
 def hooked_vmms(config: pytest.Config, hook: Any) -> dict[str, object]:
     """The VMM behaviours that conftest.py files and plugins add, by name; of two, the nearest one's."""
-    added = [dict(vmms) for vmms in hook.pytest_xenkvm_vmms(config=config)]
-    return {name: vmm for vmms in reversed(added) for name, vmm in vmms.items()}
+    return _by_name(hook.pytest_xenkvm_vmms(config=config))
+
+
+def _by_name(added: Sequence[Mapping[str, _Added]]) -> dict[str, _Added]:
+    return {name: value for mapping in reversed(added) for name, value in mapping.items()}
+
+
+def hooked_profiles(config: pytest.Config, hook: Any) -> tuple[Profile, ...]:
+    """The profiles that conftest.py files and plugins add."""
+    return tuple(profile for profiles in hook.pytest_xenkvm_profiles(config=config) for profile in profiles)
+
+
+def hooked_importers(config: pytest.Config, hook: Any) -> dict[str, NamedImporter]:
+    """The importers that conftest.py files and plugins add, by name; of two, the nearest one's."""
+    return _by_name(hook.pytest_xenkvm_importers(config=config))
 
 
 def hooked_rules(config: pytest.Config, hook: Any) -> Iterator[Rule]:

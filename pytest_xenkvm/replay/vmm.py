@@ -90,6 +90,13 @@ def _replay(
         yield from watcher.observed(Place(place.index, after=True))
 
 
+def is_done_again(event: Event) -> bool:
+    """Whether a VMM replay does an event of the trace again, rather than leave it out."""
+    if isinstance(event, Mem):
+        return event.op == "write"
+    return isinstance(event, (Hypercall, Wrmsr, VcpuRun, Wait))
+
+
 def _shape_of(events: Iterable[Event]) -> VmShape:
     highest = max((getattr(event, "vcpu", None) or 0 for event in events), default=0)
     return VmShape(
@@ -144,7 +151,7 @@ class _VmmReplay:
             happened = self.stepper.vcpu_run(event)
         elif isinstance(event, Wait):
             happened = self._wait(event)
-        elif isinstance(event, Mem) and event.op == "write":
+        elif isinstance(event, Mem) and is_done_again(event):
             happened = self.stepper.mem(event)
         else:
             return None

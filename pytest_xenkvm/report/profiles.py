@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from textwrap import wrap
 from typing import Any, Final
 
-from pytest_xenkvm.core.profile import PROFILES
+from pytest_xenkvm.core.profile import PROFILES, Profile
 from pytest_xenkvm.core.switches import SWITCHES
 
 _WIDTH: Final = 100
 _INDENT: Final = "    "
 
+BUNDLED: Final = tuple(PROFILES.values())
 
-def profiles_text() -> Iterator[str]:
+
+def profiles_text(profiles: Sequence[Profile] = BUNDLED) -> Iterator[str]:
     """Lines for a terminal."""
     yield "Profiles:"
-    for profile in PROFILES.values():
+    for profile in profiles:
         yield f"  {profile.name}  {profile.summary}"
     for switch in SWITCHES:
         yield ""
         yield switch.title
-        for profile in PROFILES.values():
+        for profile in profiles:
             yield f"  {profile.name}  {switch.value(profile)}"
         for label, text in (("Seen in", switch.shows), ("Do", switch.advice), ("Source", switch.source)):
             yield from wrap(f"{label}: {text}", _WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT * 2)
@@ -59,10 +61,10 @@ def profiles_markdown() -> Iterator[str]:
         yield f"**What a VMM author must do.** {switch.advice}"
 
 
-def profiles_json() -> dict[str, Any]:
+def profiles_json(profiles: Sequence[Profile] = BUNDLED) -> dict[str, Any]:
     """The same as one JSON object."""
     return {
-        "profiles": [{"name": profile.name, "summary": profile.summary} for profile in PROFILES.values()],
+        "profiles": [{"name": profile.name, "summary": profile.summary} for profile in profiles],
         "switches": [
             {
                 "field": switch.field,
@@ -70,7 +72,7 @@ def profiles_json() -> dict[str, Any]:
                 "source": switch.source,
                 "shows": switch.shows,
                 "advice": switch.advice,
-                "values": {profile.name: switch.value(profile) for profile in PROFILES.values()},
+                "values": {profile.name: switch.value(profile) for profile in profiles},
             }
             for switch in SWITCHES
         ],

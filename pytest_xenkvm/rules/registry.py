@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
-from importlib.metadata import entry_points
 from typing import Final
 
 from pytest_xenkvm.rules.bundled import BUNDLED
 from pytest_xenkvm.rules.model import Rule
+from pytest_xenkvm.trace.installed import NotLoadable, load_all
 
 ENTRY_POINTS: Final = "xenkvm.rules"
 """Entry-point group whose members are iterables of `Rule`."""
@@ -19,10 +19,15 @@ class RuleError(ValueError):
 
 
 def all_rules(more: Iterable[Rule] = ()) -> tuple[Rule, ...]:
-    """The bundled rules, those of installed packages, and `more`; raises RuleError for an id given twice."""
+    """The bundled rules, those of installed packages, and `more`; raises RuleError.
+
+    No id may be given twice.
+    """
     found = [*BUNDLED]
-    for entry in entry_points(group=ENTRY_POINTS):
-        found.extend(entry.load())
+    try:
+        found.extend(load_all(ENTRY_POINTS, Rule))
+    except NotLoadable as error:
+        raise RuleError(str(error)) from error
     found.extend(more)
     seen: set[str] = set()
     for rule in found:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from attrs import frozen
 
-from pytest_xenkvm.core.profile import LINUX_7_3, PROFILES, HostLimits, Profile, profile_for_release
+from pytest_xenkvm.core.profile import LINUX_7_3, HostLimits, Profile
 from pytest_xenkvm.hosts.emulated import EmulatedHost
 from pytest_xenkvm.hosts.protocol import Host
 from pytest_xenkvm.replay.errors import ReplayError
@@ -18,6 +18,7 @@ from pytest_xenkvm.replay.migration import Migrator
 from pytest_xenkvm.replay.observation import Divergence, Observation, Place
 from pytest_xenkvm.replay.vmm import vmm_replay
 from pytest_xenkvm.rules.model import Context, Judge, Rule, State, Verdict
+from pytest_xenkvm.rules.profiles import AUTO, choose_profile
 from pytest_xenkvm.trace.events import Event, Header, Hypercall
 from pytest_xenkvm.vmm.behaviour import VmmBehaviour, behaviour_name
 
@@ -31,9 +32,6 @@ MODEL: Final = "model"
 UNICORN: Final = "unicorn"
 ENGINES: Final = (MODEL, UNICORN)
 """What makes the guest's side happen: registers handed to the core, or guest code on Unicorn."""
-
-AUTO: Final = "auto"
-"""Profile name that means: by the kernel that the trace's header names."""
 
 
 class TraceSource(Protocol):
@@ -76,16 +74,6 @@ class ReplayResult:
         return not self.divergence_count and not any(v.state is State.VIOLATED for v in self.verdicts)
 
 
-def choose_profile(name: str, header: Header) -> Profile:
-    """The profile called `name`, or ("auto") the one of the header's kernel; raises ReplayError."""
-    if name == AUTO:
-        return profile_for_release(header.kernel)
-    profile = PROFILES.get(name)
-    if profile is None:
-        raise ReplayError(f"there is no profile {name!r}; there are auto, {', '.join(PROFILES)}")
-    return profile
-
-
 def emulated_host(header: Header, profile: Profile, engine: str = MODEL) -> EmulatedHost | UnicornHost:
     """The emulated host for a trace: KVM_MAX_VCPUS as the header has it.
 
@@ -109,13 +97,16 @@ class ReplayOptions:
     profile: str = AUTO
     behaviour: VmmBehaviour | None = None
     engine: str = MODEL
+    profiles: tuple[Profile, ...] = ()
+    """Those that `profile` may name besides the bundled ones and those of installed packages."""
     until: int | None = None
     """Stop before the event with this index."""
 
 
 def observe_trace(trace: TraceSource, options: ReplayOptions) -> Iterator[Observation]:
     """Replay `trace` on the emulated host; raises ReplayError, HostError, TraceError, what the VMM raises."""
-    host = emulated_host(trace.header, choose_profile(options.profile, trace.header), options.engine)
+    profile = choose_profile(options.profile, trace.header, options.profiles)
+    host = emulated_host(trace.header, profile, options.engine)
     return _observe(host, trace, options)
 
 
@@ -139,7 +130,7 @@ def run_trace(
     When all is over, the VM is migrated to a fresh one if a rule asks for it. Raises as `observe_trace`
     does.
     """
-    profile = choose_profile(options.profile, trace.header)
+    profile = choose_profile(options.profile, trace.header, options.profiles)
     host, behaviour = emulated_host(trace.header, profile, options.engine), options.behaviour
     migrator = Migrator(host)
     context = Context(

@@ -14,6 +14,7 @@ from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
 from typing import Any, Final, cast
 
+from pytest_xenkvm.trace.installed import NotLoadable, load_entry
 from pytest_xenkvm.vmm.behaviour import VmmBehaviour
 
 ENTRY_POINTS: Final = "xenkvm.vmm"
@@ -80,7 +81,9 @@ def _imported(spec: str) -> object:
             found = getattr(found, part)
     except Exception as error:  # importing a module runs whatever it holds
         hint = "; is its folder on PYTHONPATH?" if isinstance(error, ModuleNotFoundError) else ""
-        raise BehaviourError(_cant_be_had(spec, error) + hint) from error
+        raise BehaviourError(
+            f"the VMM behaviour {spec!r} can't be imported: {type(error).__name__}: {error}{hint}"
+        ) from error
     return found
 
 
@@ -113,10 +116,7 @@ def _named(name: str, others: Mapping[str, object]) -> Maker:
 
 def _loaded(entry: EntryPoint) -> object:
     try:
-        return entry.load()
-    except Exception as error:  # as for modules
-        raise BehaviourError(_cant_be_had(entry.name, error)) from error
-
-
-def _cant_be_had(called: str, error: Exception) -> str:
-    return f"the VMM behaviour {called!r} can't be imported: {type(error).__name__}: {error}"
+        found: object = load_entry(entry)
+    except NotLoadable as error:
+        raise BehaviourError(str(error)) from error
+    return found

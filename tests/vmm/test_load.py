@@ -95,7 +95,10 @@ def test_names_that_the_caller_knows(monkeypatch: pytest.MonkeyPatch) -> None:
         ("loadable_vmm:nothing", "'loadable_vmm:nothing' is 5, expected a class or a behaviour"),
         ("loadable_vmm:half", "'loadable_vmm:half' has no method on_hypercall: it is <loadable_vmm.Half"),
         ("loadable_vmm:returns_a_class", "has no method configure: it is <class 'loadable_vmm.Mine'>"),
-        ("gone", "'gone' can't be imported: AttributeError"),
+        (
+            "gone",
+            r"entry point gone = loadable_vmm:gone of loadable \(xenkvm\.vmm\) can't be loaded",
+        ),
         ("cmd:", "'cmd:' names no command, expected cmd:COMMAND LINE"),
         ("cmd:./vmm 'one", '"cmd:./vmm \'one" is no command line: No closing quotation'),
     ],

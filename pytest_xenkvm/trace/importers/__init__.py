@@ -6,7 +6,8 @@ joins the two views of one run. What each can and can't see is in docs/reference
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import entry_points
 from typing import Final
 
 from attrs import frozen
@@ -19,16 +20,21 @@ from pytest_xenkvm.trace.importers.kprobes import PROBES, import_kprobes
 from pytest_xenkvm.trace.importers.model import Given, Imported, Importer, ImportReport
 from pytest_xenkvm.trace.importers.qemu_log import MARK, import_qemu_log
 from pytest_xenkvm.trace.importers.text import open_text
+from pytest_xenkvm.trace.installed import NotLoadable, load_entry
 
 __all__ = [
     "DETECT_LINES",
+    "ENTRY_POINTS",
     "IMPORTERS",
     "Given",
     "ImportReport",
     "Imported",
     "Importer",
+    "ImporterError",
     "NamedImporter",
+    "all_importers",
     "detect",
+    "find_importer",
     "open_text",
     "with_answers",
 ]
@@ -37,12 +43,25 @@ DETECT_LINES: Final = 5000
 """How many lines of a recording `detect` should be given."""
 
 
+ENTRY_POINTS: Final = "xenkvm.importers"
+"""Entry-point group whose members are `NamedImporter`s; an entry's name is that of its importer."""
+
+
+class ImporterError(ValueError):
+    """Importers that can't be had; `str()` is one sentence for the user."""
+
+
 @frozen
 class NamedImporter:
-    """An importer and one line about it."""
+    """An importer and one line about it.
+
+    `recognises`: whether a line of text shows that the recording is for this importer; None: it must be
+    named. The bundled importers are asked first.
+    """
 
     run: Importer
     description: str
+    recognises: Callable[[str], bool] | None = None
 
 
 IMPORTERS: Final[dict[str, NamedImporter]] = {
@@ -57,11 +76,38 @@ IMPORTERS: Final[dict[str, NamedImporter]] = {
         import_qemu_log, "QEMU's trace log with kvm_xen_hypercall: forwarded hypercalls and QEMU's answers"
     ),
 }
-"""Every importer by its name."""
+"""The bundled importers by their names."""
 
 
-def detect(first_lines: Iterable[str], *, path: str) -> str:
-    """Return the name of the importer for a recording that begins with these lines.
+def all_importers(more: Mapping[str, NamedImporter] | None = None) -> dict[str, NamedImporter]:
+    """The bundled importers, those of installed packages, and `more`; raises ImporterError.
+
+    No name may be given twice.
+    """
+    found = dict(IMPORTERS)
+    try:
+        installed = [(entry.name, load_entry(entry)) for entry in entry_points(group=ENTRY_POINTS)]
+    except NotLoadable as error:
+        raise ImporterError(str(error)) from error
+    for name, importer in (*installed, *(more or {}).items()):
+        if not isinstance(importer, NamedImporter):
+            raise ImporterError(f"the importer {name!r} is {importer!r}, expected a NamedImporter")
+        if found.setdefault(name, importer) is not importer:
+            raise ImporterError(f"two importers have the name {name!r}: names must be unique")
+    return found
+
+
+def find_importer(name: str, importers: Mapping[str, NamedImporter]) -> NamedImporter:
+    """The importer of that name; raises ImporterError, which says what there is."""
+    if name not in importers:
+        raise ImporterError(f"there is no importer {name!r}; there are {', '.join(sorted(importers))}")
+    return importers[name]
+
+
+def detect(
+    first_lines: Iterable[str], *, path: str, importers: Mapping[str, NamedImporter] = IMPORTERS
+) -> str:
+    """Return the name of the one of `importers` for a recording that begins with these lines.
 
     The kprobe events show themselves within the first `DETECT_LINES`, since a VM's configuration comes
     first. Raises `Malformed` if no importer fits.
@@ -74,8 +120,17 @@ def detect(first_lines: Iterable[str], *, path: str) -> str:
         if line is not None and line.event in PROBES:
             return "ftrace-kprobes"
         if line is not None:
-            name = "ftrace"
+            name = name or "ftrace"
+        elif name is None:
+            name = _recognised(text, importers)
     if name is None:
-        what = f"no known recording; expected one of {', '.join(IMPORTERS)}"
+        what = f"no known recording; expected one of {', '.join(importers)}"
         raise Malformed(what, path)
     return name
+
+
+def _recognised(text: str, importers: Mapping[str, NamedImporter]) -> str | None:
+    for name, importer in importers.items():
+        if importer.recognises is not None and importer.recognises(text):
+            return name
+    return None
