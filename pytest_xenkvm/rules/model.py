@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import Enum
 
-from attrs import Factory, define, field, frozen
+from attrs import Factory, define, evolve, field, frozen
 
 from pytest_xenkvm.core.profile import LINUX_7_3, Profile
 from pytest_xenkvm.replay.migration import Migration
@@ -60,6 +60,8 @@ class Context:
     """The profile that the host emulates, if its ABI is not the one that rules demand."""
     setup: Setup = Factory(Setup)
     """What the VMM has set up before the observation under judgement; `Judge` keeps it up to date."""
+    source: Setup | None = None
+    """While a VMM under test sets up the VM that it migrates to: what it had set up on the one before."""
 
     @property
     def abi(self) -> Profile:
@@ -192,21 +194,31 @@ class Judge:
         """Show an observation to the rules that want its kind of event.
 
         Inferred events are shown to none: nothing is judged by what nobody saw. What they set up counts.
-        What a VMM behaviour does to the VM that it migrates the replay's to is shown to rules about the VMM,
-        and `Context.setup` remains that of the replay's VM.
+        What a VMM behaviour does to the VM that it migrates the replay's to is shown to rules about the VMM;
+        `Context.setup` then is that VM's, and `Context.source` that of the replay's VM.
         """
         event, after = observation.event, observation.place.after
+        if after and self.context.source is None:
+            self._change_context(evolve(self.context, setup=Setup(), source=self.context.setup))
         if not event.inferred:
             watchers = self._watchers_of_target if after else self._watchers
             for checker in watchers.get(type(event), ()):
                 checker.observe(observation)
-        if isinstance(event, Ioctl) and not after:
+        if isinstance(event, Ioctl):
             self.context.setup.learn(event)
 
     def observe_migration(self, migration: Migration) -> None:
         """Show the migration that ends the replay to the rules that want it."""
+        if self.context.source is not None:
+            self._change_context(evolve(self.context, setup=self.context.source, source=None))
         for checker in self._watchers.get(Migration, ()):
             checker.observe_migration(migration)
+
+    def _change_context(self, context: Context) -> None:
+        """From now on another VM is observed."""
+        self.context = context
+        for checker in self._checkers.values():
+            checker.context = context
 
     def verdicts(self) -> tuple[Verdict, ...]:
         """The verdicts, in the order of the rules."""

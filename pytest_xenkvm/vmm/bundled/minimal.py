@@ -35,10 +35,10 @@ class Minimal(Vmm):
         if xen_exit.cpl:
             return -EPERM
         if xen_exit.input == Hypercall.vcpu_op:
-            return self._vcpu_op(xen_exit.params[0] & U32_MAX, xen_exit.params[1] & U32_MAX)
+            return self.vcpu_op(xen_exit.params[0] & U32_MAX, xen_exit.params[1] & U32_MAX)
         return -ENOSYS
 
-    def _vcpu_op(self, sub_op: int, named: int) -> int:
+    def vcpu_op(self, sub_op: int, named: int) -> int:
         """Xen takes sub-op and vCPU number as 32 bits, and looks at the vCPU first."""
         if named >= len(self.vm.vcpus):
             return -ENOENT
