@@ -74,6 +74,7 @@ FROM_ADAPTER: Final[list[Message]] = [
     {"type": "hva_to_gpa", "hva": 0, "vm": "source"},
     {"type": "read_virtual", "vcpu": 4095, "gva": 0, "size": 1},
     {"type": "write_virtual", "vcpu": 0, "gva": 2**64 - 1, "data": "00"},
+    {"type": "translate", "vcpu": 0, "gva": 0},
     {"type": "start_vmm_timer", "vcpu": 0, "expires_ns": 0},
     {"type": "stop_vmm_timer", "vcpu": 0},
     {"type": "open_eventfd", "vm": "source"},

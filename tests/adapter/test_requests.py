@@ -168,7 +168,9 @@ class TestVirtual:
         monkeypatch.setattr(Vcpu, "read_virtual", lambda _vcpu, gva, size: bytes([gva] * size))
         monkeypatch.setattr(Vcpu, "write_virtual", store)
         assert ask("read_virtual", vcpu=0, gva=7, size=2) == {"ret": 0, "data": b"\7\7"}
+        monkeypatch.setattr(Vcpu, "translate", lambda _vcpu, gva: gva + 0x1000)
         assert ask("write_virtual", vcpu=1, gva=9, data="0102") == {"ret": 0}
+        assert ask("translate", vcpu=1, gva=9) == {"ret": 0x1009}
         assert stored == {(1, 9): b"\1\2"}
 
     def test_not_mapped(self, ask: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +178,9 @@ class TestVirtual:
         monkeypatch.setattr(Vcpu, "read_virtual", lambda *_: None)
         monkeypatch.setattr(Vcpu, "write_virtual", lambda *_: False)
         assert ask("read_virtual", vcpu=0, gva=0, size=1) == {"ret": -EFAULT}
+        monkeypatch.setattr(Vcpu, "translate", lambda *_: None)
         assert ask("write_virtual", vcpu=0, gva=0, data="00") == {"ret": -EFAULT}
+        assert ask("translate", vcpu=0, gva=0) == {"ret": -EFAULT}
 
     def test_not_seen(self, ask: Asking, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         """It is -ENODATA if the recording doesn't show it; the answer to that hypercall is not judged."""
@@ -185,7 +189,9 @@ class TestVirtual:
             raise UnseenMemory
 
         monkeypatch.setattr(Vcpu, "read_virtual", unseen)
+        monkeypatch.setattr(Vcpu, "translate", unseen)
         assert ask("read_virtual", vcpu=0, gva=0, size=1) == {"ret": -ENODATA}
+        assert ask("translate", vcpu=0, gva=0) == {"ret": -ENODATA}
         ask_and_answer = "called(); ask('read_virtual', vcpu=0, gva=0, size=1); put('answer', rax=1)\n"
         vmm = scripted(tmp_path, ask_and_answer + "get(); put('answer', rax=2); get()")
         vmm.configure(make_vm())

@@ -32,7 +32,7 @@ BUILDS: Final = {
 }
 """By source: its compiler, and how that is called; the name of the result and the source come next."""
 GOLDEN: Final = ROOT / "traces" / "golden" / "linux-7.3" / "directed"
-TRACES: Final = ("@linux-boot", str(GOLDEN / "singleshot-id.jsonl.gz"))
+TRACES: Final = ("@linux-boot", "@vmm-duties", str(GOLDEN / "singleshot-id.jsonl.gz"))
 MAX_LINES: Final = 150
 
 U64: Final = st.one_of(

@@ -118,6 +118,7 @@ REQUESTS: Final[Mapping[str, Row]] = {
     "hva_to_gpa": Row({"hva": U64}, _VM),
     "read_virtual": Row({**_VCPU, "gva": U64, "size": _SIZE}),
     "write_virtual": Row({**_VCPU, "gva": U64, "data": _DATA}),
+    "translate": Row({**_VCPU, "gva": U64}),
     "start_vmm_timer": Row({**_VCPU, "expires_ns": U64}),
     "stop_vmm_timer": Row(_VCPU),
     "open_eventfd": Row({}, _VM),

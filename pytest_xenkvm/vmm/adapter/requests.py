@@ -67,6 +67,9 @@ class Desk:
             return _HANDLERS[type_](self, request)
         except KvmError as error:
             return {"ret": -error.errno}
+        except UnseenMemory:
+            self.saw_unseen = True
+            return {"ret": -ENODATA}
 
     def _machine(self, request: Request) -> Machine:
         name = request.get("vm", SOURCE)
@@ -130,15 +133,15 @@ class Desk:
 
     def read_virtual(self, request: Request) -> Result:
         """Guest memory by the virtual address of the vCPU's caller."""
-        try:
-            return _read(self._vcpu(request).read_virtual(request["gva"], request["size"]))
-        except UnseenMemory:
-            self.saw_unseen = True
-            return {"ret": -ENODATA}
+        return _read(self._vcpu(request).read_virtual(request["gva"], request["size"]))
 
     def write_virtual(self, request: Request) -> Result:
         """The same, stored."""
         return _written(self._vcpu(request).write_virtual(request["gva"], request["data"]))
+
+    def translate(self, request: Request) -> Result:
+        """KVM_TRANSLATE: the physical address behind a virtual one."""
+        return _address(self._vcpu(request).translate(request["gva"]))
 
     def start_vmm_timer(self, request: Request) -> Result:
         """Start the VMM's timer of a vCPU."""
@@ -196,6 +199,7 @@ _HANDLERS: Final[Mapping[str, Callable[[Desk, Request], Result]]] = {
         Desk.hva_to_gpa,
         Desk.read_virtual,
         Desk.write_virtual,
+        Desk.translate,
         Desk.start_vmm_timer,
         Desk.stop_vmm_timer,
         Desk.open_eventfd,
