@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import signal
 from itertools import count
 from pathlib import Path
@@ -168,6 +169,20 @@ def test_an_answer_too_many(tmp_path: Path) -> None:
     """A second answer is noticed, rather than taken for the next one."""
     vmm = scripted(tmp_path, 'hello(); get(); write(\'{"type":"done"}\\n\' * 2); get()')
     assert told(vmm) == 'wrote out of turn, when no answer was due: \'{"type":"done"}\\n\''
+
+
+def test_a_greeting_is_no_hello(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a program writes before it is spoken to is told of as the line that it is."""
+    began = conversation.Conversation.begin.__func__  # type: ignore[attr-defined]
+
+    def begin_late(cls: type, command: list[str], timeout_s: float) -> conversation.Conversation:
+        started: conversation.Conversation = began(cls, command, timeout_s)
+        select.select([started.process._stdout], [], [], timeout_s)
+        return started
+
+    monkeypatch.setattr(conversation.Conversation, "begin", classmethod(begin_late))
+    found = told(scripted(tmp_path, "write('welcome\\n'); get()"))
+    assert found.startswith("wrote a line that is not JSON: expecting value at column 1: 'welcome'")
 
 
 def test_a_late_answer_too_many(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ PROVOKED: Final = {
     "sent a malformed answer": "called(); put('answer', rax='0'); get()",
     "sent done when answer": "called(); put('done'); get()",
     "sent a request for vCPU 2": "called(); put('stop_vmm_timer', vcpu=2); get()",
-    "made more than": "hello()\nwhile True: ask('get_clock')",
+    "made more than": "hello(); get()\nwhile True: ask('get_clock')",
     "wrote out of turn": 'configured(); get(); write(\'{"type":"answer","rax":0}\\n\' * 2); get()',
     "speaks version 2": "hello(protocol=2)",
     "did not exit within": "called(); put('answer', rax=0); time.sleep(999)",
