@@ -20,7 +20,7 @@ from pytest_xenkvm.core.profile import profile_for_release
 from pytest_xenkvm.replay.kernel import kernel_replay
 from pytest_xenkvm.rules.run import emulated_host
 from pytest_xenkvm.trace import open_trace, write_trace
-from pytest_xenkvm.trace.events import Event
+from pytest_xenkvm.trace.events import Event, timed
 
 SOURCE: Final = "@linux-boot"
 SET_UP: Final = 4171
@@ -31,7 +31,7 @@ def write_long_trace(path: Path, length: int) -> None:
     """Write a trace of that many events."""
     header = open_trace(SOURCE).header
     host = emulated_host(header, profile_for_release(header.kernel))
-    observations = kernel_replay(host, header, islice(_events(), length))
+    observations = kernel_replay(host, header, timed(islice(_events(), length)))
     write_trace(path, header, (observation.event for observation in observations))
 
 

@@ -25,7 +25,7 @@ from pytest_xenkvm.abi.layout import EVTCHN_PENDING, VCPU_INFO_UPCALL_PENDING
 from pytest_xenkvm.abi.numbers import KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL
 from pytest_xenkvm.core.errors import KvmError
 from pytest_xenkvm.core.lapic import request_upcall_vector
-from pytest_xenkvm.core.state import ANY_PORT, EvtchnDelivery, VcpuState, VmState
+from pytest_xenkvm.core.state import ANY_PORT, VcpuState, VmState
 
 
 class Delivery(Enum):
@@ -39,18 +39,18 @@ class Delivery(Enum):
 _BYTE_BITS: Final = 8
 
 
-def deliver(vm: VmState, target: EvtchnDelivery) -> Delivery:
-    """Deliver an event as the table above says; raises KvmError -EINVAL or -EFAULT."""
-    vcpu = vm.vcpu_by_id(target.vcpu_id)
-    if vcpu is None or target.port >= vm.layout.max_ports:
+def deliver(vm: VmState, port: int, vcpu_id: int) -> Delivery:
+    """Deliver an event to a KVM vCPU id as the table above says; raises KvmError -EINVAL or -EFAULT."""
+    vcpu, layout = vm.vcpu_by_id(vcpu_id), vm.layout
+    if vcpu is None or port >= layout.max_ports:
         raise KvmError(EINVAL)
     shared_info = vm.shared_info.usable()
-    if _test_and_set(vm, shared_info + EVTCHN_PENDING, target.port):
+    if vm.memory.test_and_set_bit(shared_info + EVTCHN_PENDING, port):
         return Delivery.COALESCED
-    if _test(vm, shared_info + vm.layout.evtchn_mask, target.port):
-        _wake_poller(vcpu, target.port)
+    if vm.memory.test_bit(shared_info + layout.evtchn_mask, port):
+        _wake_poller(vcpu, port)
         return Delivery.MASKED
-    _select(vm, vcpu, target.port // vm.layout.word_bits)
+    _select(vm, vcpu, port // layout.word_bits)
     return Delivery.DELIVERED
 
 
@@ -59,7 +59,7 @@ def send_from_vmm(vm: VmState, *, port: int, vcpu_id: int, priority: int) -> Non
     check_priority(priority)
     if not 0 < port < vm.layout.max_ports:
         raise KvmError(EINVAL)
-    deliver(vm, EvtchnDelivery(port=port, vcpu_id=vcpu_id))
+    deliver(vm, port, vcpu_id)
 
 
 def check_priority(priority: int) -> None:
@@ -90,7 +90,7 @@ def merge_deferred(vm: VmState, vcpu: VcpuState) -> None:
 
 def is_pending(vm: VmState, port: int) -> bool:
     """Whether the port's pending bit is set; shared_info must be usable."""
-    return _test(vm, vm.shared_info.usable() + EVTCHN_PENDING, port)
+    return vm.memory.test_bit(vm.shared_info.usable() + EVTCHN_PENDING, port)
 
 
 def _select(vm: VmState, vcpu: VcpuState, word: int) -> None:
@@ -100,7 +100,7 @@ def _select(vm: VmState, vcpu: VcpuState, word: int) -> None:
             vcpu.deferred_sel |= 1 << word
             vcpu.kicked = True
         return
-    if _test_and_set(vm, base + vm.layout.pending_sel, word):
+    if vm.memory.test_and_set_bit(base + vm.layout.pending_sel, word):
         return
     vm.memory.write(base + VCPU_INFO_UPCALL_PENDING, b"\1")
     vcpu.kicked = True
@@ -111,14 +111,3 @@ def _select(vm: VmState, vcpu: VcpuState, word: int) -> None:
 def _wake_poller(vcpu: VcpuState, port: int) -> None:
     if vcpu.polling in (port, ANY_PORT):
         vcpu.kicked = True
-
-
-def _test(vm: VmState, base: int, bit: int) -> bool:
-    return bool(vm.memory.read_backed(base + bit // _BYTE_BITS, 1)[0] >> bit % _BYTE_BITS & 1)
-
-
-def _test_and_set(vm: VmState, base: int, bit: int) -> bool:
-    gpa = base + bit // _BYTE_BITS
-    byte = vm.memory.read_backed(gpa, 1)[0]
-    vm.memory.write(gpa, bytes((byte | 1 << bit % _BYTE_BITS,)))
-    return bool(byte >> bit % _BYTE_BITS & 1)

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from errno import EFAULT, EINVAL
 from typing import Final
 
-from attrs import frozen
+from attrs import define
 
 from pytest_xenkvm.abi.layout import LAYOUT_32, LAYOUT_64, U32, U64, GuestLayout
 from pytest_xenkvm.abi.numbers import (
@@ -50,7 +50,7 @@ class UnseenMemory(Exception):
     """A hypercall depends on guest memory that nobody recorded: what it does can't be known."""
 
 
-@frozen
+@define
 class HypercallRegisters:
     """A hypercall as the guest's registers have it: number, six arguments, mode and privilege."""
 
@@ -73,7 +73,7 @@ class HypercallRegisters:
         return HypercallRegisters(self.nr & U32_MAX, (a0, a1, a2, a3, a4, a5), longmode=False, cpl=self.cpl)
 
 
-@frozen
+@define
 class Call:
     """Everything a handler looks at."""
 
@@ -95,6 +95,10 @@ class Forward:
 
 FORWARD: Final = Forward()
 """The VMM must answer: KVM_EXIT_XEN."""
+
+_STOP_SINGLESHOT: Final = int(VcpuOp.stop_singleshot_timer)
+_SINGLESHOT_OPS: Final = (int(VcpuOp.set_singleshot_timer), _STOP_SINGLESHOT)
+"""Plain numbers: guests make these calls all the time."""
 
 _KVM_HYPERCALLS: Final = frozenset((KVM_HC_VAPIC_POLL_IRQ, KVM_HC_KICK_CPU, KVM_HC_SCHED_YIELD))
 
@@ -196,21 +200,23 @@ def _vcpu_op(call: Call) -> Result:
     forwarded, whatever vCPU the guest names · another vCPU named: -EINVAL · argument unreadable: -EFAULT.
     Sub-op and vCPU number lose bits 32-63. The argument's flags are ignored.
     """
-    sub_op, named_vcpu = call.regs.args[0] & U32_MAX, call.regs.args[1] & U32_MAX
-    if sub_op not in (VcpuOp.set_singleshot_timer, VcpuOp.stop_singleshot_timer) or not call.vcpu.timer.port:
+    args, vcpu = call.regs.args, call.vcpu
+    sub_op, named_vcpu = args[0] & U32_MAX, args[1] & U32_MAX
+    if sub_op not in _SINGLESHOT_OPS or not vcpu.timer.port:
         return FORWARD
-    if call.vm.profile.forwards_singleshot_while_id_unset and call.vcpu.xen_id == XEN_VCPU_ID_INVALID:
+    if vcpu.xen_id == XEN_VCPU_ID_INVALID and call.vm.profile.forwards_singleshot_while_id_unset:
         return FORWARD
-    if named_vcpu != call.vcpu.xen_id:
+    if named_vcpu != vcpu.xen_id:
         return -EINVAL
-    if sub_op == VcpuOp.stop_singleshot_timer:
-        timer.stop(call.vcpu)
+    if sub_op == _STOP_SINGLESHOT:
+        timer.stop(vcpu)
         return 0
-    argument = call.read(call.regs.args[2], call.regs.layout.singleshot.size, needed=U64.size)
+    layout = call.regs.layout.singleshot
+    argument = call.read_virt(args[2], layout.size, U64.size)
     if argument is None:
         return -EFAULT
-    timeout, _flags = call.regs.layout.singleshot.unpack(argument)
-    timer.start(call.vm, call.vcpu, timeout)
+    timeout, _flags = layout.unpack(argument)
+    timer.start(call.vm, vcpu, timeout)
     return 0
 
 

@@ -24,7 +24,7 @@ def request_upcall_vector(vm: VmState, vcpu: VcpuState) -> None:
 def upcall_is_pending(vm: VmState, vcpu: VcpuState) -> bool:
     """Whether the VM-wide upcall vector is raised on this vCPU."""
     base = vcpu.vcpu_info.backing
-    if not (vm.xen_enabled and vm.upcall_vector and vm.has_local_apic) or base is None:
+    if not vm.upcall_vector or base is None or not (vm.xen_enabled and vm.has_local_apic):
         return False
     return vm.memory.read(base + VCPU_INFO_UPCALL_PENDING, 1) != b"\0"
 
@@ -38,7 +38,10 @@ def next_vector(vm: VmState, vcpu: VcpuState) -> int | None:
 
 def take_vector(vm: VmState, vcpu: VcpuState) -> int | None:
     """Like `next_vector`, and the local APIC's request is gone: the guest took it."""
-    vector = next_vector(vm, vcpu)
-    if vector is not None and not upcall_is_pending(vm, vcpu):
-        vcpu.irr &= ~(1 << vector)
+    if upcall_is_pending(vm, vcpu):
+        return vm.upcall_vector
+    if not vcpu.irr:
+        return None
+    vector = vcpu.irr.bit_length() - 1
+    vcpu.irr &= ~(1 << vector)
     return vector

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from errno import EINVAL
-from typing import Any
+from typing import Any, Final
 
 from attrs import define, frozen
 
@@ -33,8 +33,10 @@ from pytest_xenkvm.core.memory import GuestMemory
 from pytest_xenkvm.core.profile import HostLimits, Profile
 from pytest_xenkvm.core.state import HvmConfig, VcpuState, VmState
 
+_RUNNING: Final = int(Runstate.RUNNING)
 
-@frozen(kw_only=True)
+
+@frozen(kw_only=True, slots=False)
 class XenExit:
     """KVM_EXIT_XEN: what the VMM sees of a forwarded hypercall."""
 
@@ -140,9 +142,10 @@ class XenVm:
     def enter(self, vcpu: VcpuState) -> None:
         """KVM_RUN up to the guest: clocks, runstate, deferred events and timers."""
         state = self.state
-        update_vcpu_clocks(state, vcpu)
+        if vcpu.clock_update_due or vcpu.master_clock_due:
+            update_vcpu_clocks(state, vcpu)
         if state.config.msr:
-            runstate.change(state, vcpu, Runstate.RUNNING)
+            runstate.change(state, vcpu, _RUNNING)
         self._settle(vcpu)
 
     def hypercall(
@@ -159,7 +162,7 @@ class XenVm:
         A forwarded call waits for `complete_hypercall`; what a handled one caused is delivered. A call
         that blocks moves the VM's clock, to `block_until` (ns) at the most.
         """
-        seen = registers.seen_by_kernel()
+        seen = registers if registers.longmode else registers.seen_by_kernel()
         result = dispatch(Call(self.state, vcpu, seen, read, block_until))
         if isinstance(result, Forward):
             vcpu.hypercall_rip = linear_rip
@@ -213,6 +216,7 @@ class XenVm:
         timer.set_clock(self.state, now)
 
     def _settle(self, vcpu: VcpuState) -> None:
-        evtchn.merge_deferred(self.state, vcpu)
-        if self.state.intercepts_hypercalls:
+        if vcpu.deferred_sel:
+            evtchn.merge_deferred(self.state, vcpu)
+        if vcpu.timer.pending and self.state.intercepts_hypercalls:
             timer.inject_pending(self.state, vcpu)

@@ -104,7 +104,7 @@ def send(vm: VmState, port: int) -> bool:
         found.target.signal()
         return True
     try:
-        deliver(vm, found.target)
+        deliver(vm, found.target.port, found.target.vcpu_id)
     except KvmError:
         return False
     return True

@@ -129,6 +129,6 @@ def _inject(vm: VmState, gsi: int) -> None:
     if target is None:
         return
     try:
-        deliver(vm, target)
+        deliver(vm, target.port, target.vcpu_id)
     except KvmError:
         """Nobody is told of an event that can't be delivered."""

@@ -31,6 +31,11 @@ _TIMES: Final = Struct("<QQQQQ")
 """state_entry_time and the four times."""
 _STATE: Final = Struct("<I")
 
+_RUNNING: Final = int(Runstate.RUNNING)
+_RUNNABLE: Final = int(Runstate.RUNNABLE)
+_OFFLINE: Final = int(Runstate.OFFLINE)
+"""Plain numbers: they are asked at every guest entry."""
+
 
 def set_area(vm: VmState, vcpu: VcpuState, gpa: int) -> None:
     """RUNSTATE_ADDR: put the guest's copy at `gpa` (INVALID_GPA: nowhere) and write it.
@@ -56,26 +61,27 @@ def set_area(vm: VmState, vcpu: VcpuState, gpa: int) -> None:
 
 def change(vm: VmState, vcpu: VcpuState, state: int) -> None:
     """Account the time until now, enter `state` and write the guest's copy."""
-    account = vcpu.runstate
+    account, now = vcpu.runstate, vm.now
     if account.entry_time == 0:
-        account.state = Runstate.OFFLINE
-    elapsed = vm.now - account.entry_time
+        account.state = _OFFLINE
+    elapsed = now - account.entry_time
     if elapsed >= 0 or not vm.profile.runstate_ignores_backward_clock:
         _add_elapsed(vm, vcpu, elapsed)
     account.seen_run_delay = vcpu.run_delay
-    account.state, account.entry_time = state, vm.now
-    write_guest(vm, vcpu, atomic=state == Runstate.RUNNABLE)
+    account.state, account.entry_time = state, now
+    if vcpu.runstate_head.backing is not None:
+        write_guest(vm, vcpu, atomic=state == _RUNNABLE)
 
 
 def _add_elapsed(vm: VmState, vcpu: VcpuState, elapsed: int) -> None:
     account = vcpu.runstate
-    if account.state == Runstate.RUNNING:
-        stolen = vcpu.run_delay - account.seen_run_delay
+    times, stolen = account.times, vcpu.run_delay - account.seen_run_delay
+    if stolen and account.state == _RUNNING:
         if vm.profile.runstate_ignores_backward_clock:
             stolen = min(stolen, elapsed)
         elapsed -= stolen
-        account.times[Runstate.RUNNABLE] = account.times[Runstate.RUNNABLE] + stolen & U64_MAX
-    account.times[account.state] = account.times[account.state] + elapsed & U64_MAX
+        times[_RUNNABLE] = times[_RUNNABLE] + stolen & U64_MAX
+    times[account.state] = times[account.state] + elapsed & U64_MAX
 
 
 def set_current(vm: VmState, vcpu: VcpuState, state: int) -> None:
@@ -130,17 +136,19 @@ def write_guest(vm: VmState, vcpu: VcpuState, *, atomic: bool = False) -> None:
     head = vcpu.runstate_head.backing
     if head is None:
         return
-    size, room = vm.layout.runstate_size, PAGE_SIZE - head % PAGE_SIZE
-    state = _STATE.pack(vcpu.runstate.state)
-    times = _TIMES.pack(vcpu.runstate.entry_time & U64_MAX, *vcpu.runstate.times)
+    layout, account = vm.layout, vcpu.runstate
+    size, room = layout.runstate_size, PAGE_SIZE - head % PAGE_SIZE
+    state = _STATE.pack(account.state)
+    times = _TIMES.pack(account.entry_time & U64_MAX, *account.times)
     if size <= room:
-        vm.memory.write(head, state)
-        vm.memory.write(head + vm.layout.runstate_entry_time, times)
+        write = vm.memory.write
+        write(head, state)
+        write(head + layout.runstate_entry_time, times)
         return
     tail = vcpu.runstate_tail.backing if atomic else _tail(vm, vcpu, head + room, size - room)
     if tail is None:
         return
-    padding = bytes(vm.layout.runstate_entry_time - _STATE.size)
+    padding = bytes(layout.runstate_entry_time - _STATE.size)
     image = state + padding + times
     vm.memory.write(head, image[:room])
     vm.memory.write(tail, image[room:])

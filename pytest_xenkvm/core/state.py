@@ -156,7 +156,8 @@ class VmState:
     @property
     def intercepts_hypercalls(self) -> bool:
         """VMCALL and VMMCALL are Xen hypercalls."""
-        return self.xen_enabled and bool(self.config.flags & _INTERCEPT_HCALL)
+        config = self.config
+        return config.flags & _INTERCEPT_HCALL != 0 and (config.msr != 0 or self.xen_enabled)
 
     @property
     def has_local_apic(self) -> bool:
@@ -165,7 +166,6 @@ class VmState:
 
     def vcpu_by_id(self, vcpu_id: int) -> VcpuState | None:
         """The vCPU with this KVM vCPU id."""
-        for vcpu in self.vcpus:
-            if vcpu.id == vcpu_id:
-                return vcpu
-        return None
+        if vcpu_id < len(self.vcpus) and self.vcpus[vcpu_id].id == vcpu_id:
+            return self.vcpus[vcpu_id]  # as nearly all VMMs number them
+        return next((vcpu for vcpu in self.vcpus if vcpu.id == vcpu_id), None)

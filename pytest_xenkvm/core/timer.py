@@ -25,7 +25,7 @@ from typing import Final
 from pytest_xenkvm.abi.numbers import U64_MAX
 from pytest_xenkvm.core.errors import KvmError
 from pytest_xenkvm.core.evtchn import deliver
-from pytest_xenkvm.core.state import EvtchnDelivery, Timer, VcpuState, VmState
+from pytest_xenkvm.core.state import Timer, VcpuState, VmState
 
 LINUX_WORKAROUND_LIMIT_NS: Final = 1 << 50
 LINUX_WORKAROUND_DELAY_NS: Final = 100_000_000
@@ -44,15 +44,16 @@ def signed(value: int) -> int:
 
 def start(vm: VmState, vcpu: VcpuState, expires_ns: int, *, linux_workaround: bool = False) -> None:
     """Arm the timer for absolute guest time `expires_ns` (u64), replacing what ran before."""
-    delta = signed(expires_ns - vm.now)
+    now, armed, deadlines = vm.now, vcpu.timer, vm.deadlines
+    delta = signed(expires_ns - now)
     if linux_workaround and (signed(expires_ns) < 0 or delta >= LINUX_WORKAROUND_LIMIT_NS):
         delta = LINUX_WORKAROUND_DELAY_NS
-        expires_ns = vm.now + delta & U64_MAX
-    vcpu.timer = Timer(port=vcpu.timer.port, expires_ns=expires_ns)
+        expires_ns = now + delta & U64_MAX
+    armed.expires_ns, armed.pending = expires_ns, False
     if delta > 0:
-        vcpu.timer.deadline = vm.now + delta
-        heappush(vm.deadlines, (vcpu.timer.deadline, vcpu.index))
-        if len(vm.deadlines) > _STALE_DEADLINES + 2 * len(vm.vcpus):
+        armed.deadline = now + delta
+        heappush(deadlines, (armed.deadline, vcpu.index))
+        if len(deadlines) > _STALE_DEADLINES + 2 * len(vm.vcpus):
             _collect_deadlines(vm)
     else:
         _fire(vm, vcpu)
@@ -75,13 +76,15 @@ def advance(vm: VmState, until: int) -> None:
 
     A time that has passed already changes nothing: the clock never goes back here. It stops at 2^64-1.
     """
-    while (due := _next_due(vm)) is not None:
-        deadline, vcpu = due
-        if deadline > until:
+    while vm.deadlines and vm.deadlines[0][0] <= until:
+        due = _next_due(vm)
+        if due is None or due[0] > until:
             break
+        deadline, vcpu = due
         vm.now = min(max(vm.now, deadline), U64_MAX)
         _fire(vm, vcpu)
-    vm.now = min(max(vm.now, until), U64_MAX)
+    if until > vm.now:
+        vm.now = min(until, U64_MAX)
 
 
 def set_clock(vm: VmState, now: int) -> None:
@@ -130,6 +133,6 @@ def _fire(vm: VmState, vcpu: VcpuState) -> None:
 
 def _try_deliver(vm: VmState, vcpu: VcpuState) -> None:
     try:
-        deliver(vm, EvtchnDelivery(port=vcpu.timer.port, vcpu_id=vcpu.id))
+        deliver(vm, vcpu.timer.port, vcpu.id)
     except KvmError:
         """The kernel drops a timer event that can't be delivered."""

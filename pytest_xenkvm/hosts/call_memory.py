@@ -66,7 +66,7 @@ class CallMemory:
         if self._behind is None:
             call = self.pointers.call
             mask = U64_MAX if call.longmode else U32_MAX
-            self._behind = [(call.args[item.arg] & mask, bytearray(item.data)) for item in call.behind]
+            self._behind = [(call.args[arg] & mask, bytearray(data)) for arg, data in call.behind]
         return self._behind
 
 

@@ -14,7 +14,7 @@ from pytest_xenkvm.abi import ioctls
 from pytest_xenkvm.abi.numbers import KVM_CLOCK_VALID_FLAGS, U32_MAX, U64_MAX
 from pytest_xenkvm.core.errors import KvmError
 from pytest_xenkvm.core.hypercall_page import MsrWrite
-from pytest_xenkvm.core.hypercalls import HypercallRegisters, UnseenMemory
+from pytest_xenkvm.core.hypercalls import UnseenMemory
 from pytest_xenkvm.core.machine import XenVm
 from pytest_xenkvm.core.memory import GuestMemory
 from pytest_xenkvm.core.profile import HostLimits, Profile
@@ -149,12 +149,12 @@ class EmulatedVm:
         self.machine.enter(self.machine.state.vcpus[vcpu])
 
     def hypercall(self, vcpu: int, call: GuestCall) -> CallOutcome:
-        state = self.machine.state.vcpus[vcpu]
-        self.machine.enter(state)
-        registers = HypercallRegisters(call.nr, call.args, call.longmode, call.cpl)
-        pointers = GuestPointers(self.machine.state.memory, call)
+        machine = self.machine
+        state = machine.state.vcpus[vcpu]
+        machine.enter(state)
+        pointers = GuestPointers(machine.state.memory, call)
         try:
-            outcome = self.machine.hypercall(state, registers, pointers.read, block_until=call.over_by)
+            outcome = machine.hypercall(state, call, pointers.read, block_until=call.over_by)
         except UnseenMemory:
             return CallOutcome()
         if isinstance(outcome, int):
@@ -179,7 +179,7 @@ class EmulatedVm:
         return self.machine.take_vector(self.machine.state.vcpus[vcpu])
 
     def pass_time(self, *, ns: int = 0, until: int = 0) -> None:
-        self.machine.advance(max(self.machine.state.now + ns, until))
+        self.machine.advance(max(self.machine.state.now + ns, until) if ns else until)
 
 
 def _check_extension(machine: XenVm, argument: int | bytearray) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from attrs import frozen
+from attrs import define
 
 from pytest_xenkvm.abi.numbers import PAGE_SIZE, U32_MAX
 from pytest_xenkvm.core.hypercalls import UnseenMemory
@@ -21,7 +21,7 @@ _WALKED_BITS: Final = (1 << 48) - 1
 _MAPPED: Final = 1 << 32
 
 
-@frozen
+@define
 class GuestPointers:
     """Reads behind the pointers of one hypercall."""
 
@@ -35,12 +35,13 @@ class GuestPointers:
 
         Raises UnseenMemory if the recording didn't show what matters.
         """
-        for behind in self.call.behind:
-            if self.call.args[behind.arg] == address:
-                if len(behind.data) < needed:
+        call = self.call
+        for arg, data in call.behind:
+            if call.args[arg] == address:
+                if len(data) < needed:
                     raise UnseenMemory
-                return behind.data[:size].ljust(size, b"\0")
-        if self.call.unseen_memory:
+                return data[:size].ljust(size, b"\0")
+        if call.unseen_memory:
             raise UnseenMemory
         return self.read_mapped(address, size)
 

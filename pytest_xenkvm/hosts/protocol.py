@@ -9,33 +9,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from attrs import frozen
+from attrs import define, frozen
 
+from pytest_xenkvm.core.hypercalls import HypercallRegisters
 from pytest_xenkvm.core.machine import XenExit
-from pytest_xenkvm.trace.events import Behind, VmShape
+from pytest_xenkvm.trace.events import VmShape
 
 
-@frozen(kw_only=True)
-class GuestCall:
+@define(kw_only=True)
+class GuestCall(HypercallRegisters):
     """A hypercall that the guest shall make.
 
-    `behind`: what the guest's memory holds behind pointer arguments, where the page tables are unknown.
+    `behind`: what the guest's memory holds behind pointer arguments, by their numbers, where the page tables
+    are unknown.
     `unseen_memory`: memory that neither `behind` nor the VM holds was not seen, rather than missing.
     """
 
-    nr: int
-    args: tuple[int, int, int, int, int, int]
-    longmode: bool
-    cpl: int
     compat: bool = False
     via_page: bool = False
-    behind: Sequence[Behind] = ()
+    behind: Sequence[tuple[int, bytes]] = ()
     unseen_memory: bool = False
     over_by: int | None = None
     """When the recorded call had returned (ns of the VM's clock); it blocked no longer than that."""
 
 
-@frozen(kw_only=True)
+@define(kw_only=True)
 class CallOutcome:
     """What became of a hypercall: handled (`rax`), forwarded (`exit`), or, with neither, unknowable."""
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final, Protocol, final
 
-from attrs import frozen
+from attrs import define, frozen
 
-from pytest_xenkvm.trace.events import Event
+from pytest_xenkvm.trace.events import Event, Hypercall
 
 HEADER_LINES = 1
 
 
-@frozen
+@frozen(slots=False)
 class Place:
     """An event of the trace. `index` counts from 0; `line` is its line in the JSON Lines form."""
 
@@ -45,7 +45,7 @@ class Divergence:
     """The nearest earlier events of the same vCPU, oldest first."""
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, slots=False)
 class Observation:
     """One event and what the host and the VMM did about it.
 
@@ -63,3 +63,36 @@ class Observation:
     by_vmm: bool = False
     answer: int | None = None
     unanswered: bool = False
+
+
+@define
+class Tally:
+    """What a replay has done so far."""
+
+    events: int = 0
+    hypercalls: int = 0
+    inferred: int = 0
+    """Events that nobody saw but a recorded outcome implies."""
+
+
+class Audience(Protocol):
+    """Who looks at a replay, and at what: nobody needs all of the observations of a long trace."""
+
+    def wants(self, event: Event) -> bool:
+        """Whether to be shown an event, no hypercall; asked once for all that differ in time only."""
+
+    def wants_call(self, event: Hypercall) -> bool:
+        """Whether to be shown this hypercall, which came out as recorded; asked each time."""
+
+
+@final
+class _Everyone:
+    def wants(self, event: Event) -> bool:  # noqa: ARG002 - whatever it is
+        return True
+
+    def wants_call(self, event: Hypercall) -> bool:  # noqa: ARG002
+        return True
+
+
+EVERYONE: Final[Audience] = _Everyone()
+"""Looks at everything."""

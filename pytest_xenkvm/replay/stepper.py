@@ -8,7 +8,7 @@ recording is `compare`'s business.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, Final, cast
 
 from attrs import Factory, define, evolve
 
@@ -16,6 +16,7 @@ from pytest_xenkvm.core.machine import XenExit
 from pytest_xenkvm.hosts.protocol import GuestCall, HostVm
 from pytest_xenkvm.trace.events import (
     Behind,
+    Event,
     Eventfd,
     EventfdRead,
     EventfdWrite,
@@ -35,7 +36,12 @@ from pytest_xenkvm.vmm.ioctl_bytes import Names, pack, unpack
 Answer = Callable[[Hypercall, XenExit], int]
 """Answers a forwarded hypercall: the guest's new RAX as u64."""
 
+Again = Callable[["int | None"], "Event | None"]
+"""Does an event again, at the time given (ns): the event itself if it came out as recorded."""
+
 _CLOCK_SIZE = 8
+_SELF_CONTAINED = frozenset({"KVM_XEN_HVM_EVTCHN_SEND", "KVM_IRQ_LINE"})
+"""Ioctls that only take numbers, the same ones at any time and on any host."""
 _SixArgs = tuple[int, int, int, int, int, int]
 
 
@@ -47,10 +53,8 @@ class Stepper:
     header: Header
     names: Names = Factory(lambda self: Names(self.vm), takes_self=True)
 
-    @property
-    def memory_unseen(self) -> bool:
-        """The recorder didn't see guest memory: absent bytes are unknown, not missing."""
-        return "mem" in self.header.unseen
+    memory_unseen: bool = Factory(lambda self: "mem" in self.header.unseen, takes_self=True)
+    """The recorder didn't see guest memory: absent bytes are unknown, not missing."""
 
     def ioctl(self, event: Ioctl) -> Ioctl:
         """Make the ioctl."""
@@ -61,6 +65,35 @@ class Stepper:
         if ret == event.ret and out == event.out:
             return event
         return evolve(event, ret=ret, out=out)
+
+    def again(self, event: Event, vcpus: int) -> Again:
+        """What does an event other than a hypercall, as often as it comes, on a VM of that many vCPUs."""
+        if isinstance(event, Ioctl) and event.name in _SELF_CONTAINED and event.vcpu is None:
+            return self._ioctl_again(event)
+        if isinstance(event, Mem) and event.op == "write" and not event.now_plus_at:
+            return self._store_again(event)
+        if isinstance(event, Wait):
+            return lambda ts: self.wait(event, vcpus, ts)
+        step: Callable[[Any], Event | None] = _STEPS[type(event)].__get__(self)
+        return lambda _ts: step(event)
+
+    def _ioctl_again(self, event: Ioctl) -> Again:
+        make, (request, argument) = self.vm.ioctl, pack(event, self.names)
+
+        def again(_ts: int | None) -> Ioctl:
+            ret = make(request, argument)
+            return event if ret == event.ret and event.out is None else evolve(event, ret=ret, out=None)
+
+        return again
+
+    def _store_again(self, event: Mem) -> Again:
+        store, gpa, data = self.vm.write_memory, event.gpa, event.data
+
+        def again(_ts: int | None) -> Mem:
+            store(gpa, data)
+            return event
+
+        return again
 
     def eventfd(self, event: Eventfd) -> Eventfd:
         """Create an eventfd under the trace's number."""
@@ -80,32 +113,30 @@ class Stepper:
     def mem(self, event: Mem) -> Mem:
         """Store to, or look at, guest memory; bytes where there is no memory read as none at all."""
         if event.op == "write":
-            data = bytearray(event.data)
-            for offset, delta in event.now_plus_at:
-                clock = self.names.now_plus(delta, 0).to_bytes(_CLOCK_SIZE, "little")
-                data[offset : offset + _CLOCK_SIZE] = clock
-            self.vm.write_memory(event.gpa, bytes(data))
+            self.vm.write_memory(event.gpa, self._data(event, 0))
             return event
         found = self.vm.read_memory(event.gpa, len(event.data))
         return event if found == event.data else evolve(event, data=found or b"")
 
-    def hypercall(self, event: Hypercall, answer: Answer) -> Hypercall | None:
-        """Let the guest make the hypercall; None if it depends on memory that nobody saw."""
-        call = self._guest_call(event)
-        outcome = self.vm.hypercall(event.vcpu, call)
-        if outcome.exit is not None:
-            exit_ = HypercallExit(
-                type=outcome.exit.type,
-                longmode=outcome.exit.longmode,
-                cpl=outcome.exit.cpl,
-                input=outcome.exit.input,
-                params=self._recorded_spelling(event, outcome.exit.params),
-            )
-            rax = self.vm.complete(event.vcpu, answer(event, outcome.exit))
-            return _evolve_call(event, "userspace", exit_, rax)
-        if outcome.rax is None:
-            return None
-        return _evolve_call(event, "kernel", None, outcome.rax)
+    def hypercall(self, event: Hypercall, ts: int | None, answer: Answer) -> Hypercall | None:
+        """Let the guest make the hypercall; None if it depends on memory that nobody saw.
+
+        `ts`: when the recorded one had returned (ns).
+        """
+        outcome = self.vm.hypercall(event.vcpu, self._guest_call(event, ts))
+        if outcome.exit is None:
+            if outcome.rax is None:
+                return None
+            return _evolve_call(event, "kernel", None, outcome.rax)
+        exit_ = HypercallExit(
+            type=outcome.exit.type,
+            longmode=outcome.exit.longmode,
+            cpl=outcome.exit.cpl,
+            input=outcome.exit.input,
+            params=self._recorded_spelling(event, outcome.exit.params),
+        )
+        rax = self.vm.complete(event.vcpu, answer(event, outcome.exit))
+        return _evolve_call(event, "userspace", exit_, rax)
 
     def wrmsr(self, event: Wrmsr) -> Wrmsr:
         """Let the guest write the MSR."""
@@ -116,9 +147,9 @@ class Stepper:
             return event
         return evolve(event, ok=outcome.ok, run_ret=outcome.run_ret)
 
-    def wait(self, event: Wait, vcpus: int) -> Wait:
-        """Let time pass, then let each of `vcpus` vCPUs enter the guest."""
-        self.vm.pass_time(ns=event.ns, until=event.ts or 0)
+    def wait(self, event: Wait, vcpus: int, ts: int | None) -> Wait:
+        """Let time pass, to `ts` (ns) at least, then let each of `vcpus` vCPUs enter the guest."""
+        self.vm.pass_time(ns=event.ns, until=ts or 0)
         for vcpu in range(vcpus):
             self.vm.run(vcpu)
         return event
@@ -135,10 +166,12 @@ class Stepper:
             return None
         return event if vector == event.vector else evolve(event, vector=vector)
 
-    def _guest_call(self, event: Hypercall) -> GuestCall:
-        nr, args = event.nr, tuple(self._number(arg, event.vcpu) for arg in event.args)
+    def _guest_call(self, event: Hypercall, ts: int | None) -> GuestCall:
+        nr, args, behind = event.nr, event.args, event.behind
         if event.raw is not None:
             nr, args = event.raw["nr"], tuple(event.raw["args"])
+        elif NowPlus in {*map(type, args)}:
+            args = tuple(self._number(arg, event.vcpu) for arg in args)
         return GuestCall(
             nr=nr,
             args=cast("_SixArgs", args),
@@ -146,20 +179,21 @@ class Stepper:
             cpl=event.cpl,
             compat=event.compat,
             via_page=event.via is not None,
-            behind=tuple(self._with_clock(item, event.vcpu) for item in event.behind or ()),
+            behind=() if behind is None else [(item.arg, self._data(item, event.vcpu)) for item in behind],
             unseen_memory=self.memory_unseen,
-            over_by=event.ts,
+            over_by=ts,
         )
 
     def _number(self, value: int | NowPlus, vcpu: int) -> int:
         return self.names.now_plus(value.delta, vcpu) if isinstance(value, NowPlus) else value
 
-    def _with_clock(self, item: Behind, vcpu: int) -> Behind:
-        data = bytearray(item.data)
+    def _data(self, item: Behind | Mem, vcpu: int) -> bytes:
+        """The bytes, with clocks where they hold some."""
+        data = item.data
         for offset, delta in item.now_plus_at:
             clock = self.names.now_plus(delta, vcpu).to_bytes(_CLOCK_SIZE, "little")
-            data[offset : offset + _CLOCK_SIZE] = clock
-        return evolve(item, data=bytes(data), now_plus_at=())
+            data = data[:offset] + clock + data[offset + _CLOCK_SIZE :]
+        return data
 
     def _recorded_spelling(self, event: Hypercall, params: tuple[int, ...]) -> tuple[int | NowPlus, ...]:
         """Parameters as the trace spells them: relative to the clock where the argument was."""
@@ -170,6 +204,18 @@ class Stepper:
 
 
 def _evolve_call(event: Hypercall, handled: str, exit_: HypercallExit | None, rax: int) -> Hypercall:
-    if (event.handled, event.exit, event.rax, event.run_ret) == (handled, exit_, rax, None):
+    if event.rax == rax and event.handled == handled and event.run_ret is None and event.exit == exit_:
         return event
     return evolve(event, handled=handled, exit=exit_, rax=rax, run_ret=None)
+
+
+_STEPS: Final[dict[type[Event], Any]] = {
+    Mem: Stepper.mem,
+    Ioctl: Stepper.ioctl,
+    VcpuRun: Stepper.vcpu_run,
+    Irq: Stepper.irq,
+    Wrmsr: Stepper.wrmsr,
+    Eventfd: Stepper.eventfd,
+    EventfdRead: Stepper.eventfd_read,
+    EventfdWrite: Stepper.eventfd_write,
+}

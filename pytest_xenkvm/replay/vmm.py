@@ -18,7 +18,7 @@ from pytest_xenkvm.core.hypercalls import UnseenMemory
 from pytest_xenkvm.core.machine import XenExit
 from pytest_xenkvm.hosts.protocol import Host
 from pytest_xenkvm.replay.kernel import UNTIMED_EVENT_NS
-from pytest_xenkvm.replay.observation import Observation, Place
+from pytest_xenkvm.replay.observation import Observation, Place, Tally
 from pytest_xenkvm.replay.stepper import Stepper
 from pytest_xenkvm.replay.vmm_side import VmmSide
 from pytest_xenkvm.trace.events import (
@@ -48,24 +48,28 @@ _MEMORY_IF_UNKNOWN: Final = 64 << 20
 
 
 def vmm_replay(
-    host: Host, header: Header, events: Callable[[], Iterable[Event]], behaviour: VmmBehaviour
+    host: Host,
+    header: Header,
+    events: Callable[[], Iterable[Event]],
+    behaviour: VmmBehaviour,
+    tally: Tally | None = None,
 ) -> Iterator[Observation]:
     """Let `behaviour` configure a VM and answer the trace's guest: observations of both sides, in order.
 
-    When all is over, the behaviour migrates the VM to a fresh one, if it has an `on_migrate`. `events` is
-    called once, or twice if the header doesn't say how many vCPUs there are. Raises HostError if the VM
-    can't be had, ReplayError for an answer that is none and for timers that expire without end; what the
-    behaviour itself raises passes through.
+    `tally` counts the guest's events. When all is over, the behaviour migrates the VM to a fresh one, if it
+    has an `on_migrate`. `events` is called once, or twice if the header doesn't say how many vCPUs there
+    are. Raises HostError if the VM can't be had, ReplayError for an answer that is none and for timers that
+    expire without end; what the behaviour itself raises passes through.
     """
     calls = Calls(behaviour)
     try:
-        yield from _replay(host, header, events, calls)
+        yield from _replay(host, header, events, calls, tally or Tally())
     finally:
         calls.close()
 
 
 def _replay(
-    host: Host, header: Header, events: Callable[[], Iterable[Event]], calls: Calls
+    host: Host, header: Header, events: Callable[[], Iterable[Event]], calls: Calls, tally: Tally
 ) -> Iterator[Observation]:
     shape = header.vm or _shape_of(events())
     host_vm = host.create_vm(shape, cpu_vendor=header.cpu_vendor)
@@ -80,6 +84,9 @@ def _replay(
         observation = replay.step(place, event)
         yield from watcher.observed(place)
         if observation is not None:
+            tally.events += 1
+            tally.hypercalls += isinstance(event, Hypercall)
+            tally.inferred += event.inferred
             yield observation
             replay.react()
             yield from watcher.observed(place)
@@ -137,7 +144,7 @@ class _VmmReplay:
 
     def _hypercall(self, place: Place, event: Hypercall) -> Observation:
         self.answer, self.unanswered, self.unseen = None, False, False
-        happened = self.stepper.hypercall(event, self._answer)
+        happened = self.stepper.hypercall(event, event.ts, self._answer)
         self.stepper.vm.take_interrupt(event.vcpu)
         if happened is None or self.unseen:
             return Observation(place=place, event=event, unjudged=("unseen memory",))

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from attrs import define, frozen
 
 from pytest_xenkvm.abi.numbers import U32_MAX, U64_MAX, EvtchnOp, Hypercall
 from pytest_xenkvm.replay.observation import Observation
-from pytest_xenkvm.rules.model import Checker, Context
+from pytest_xenkvm.rules.model import Checker, Context, Hypercalls
 from pytest_xenkvm.rules.tracking import registers
 from pytest_xenkvm.trace import events
 from pytest_xenkvm.trace.decode import action_words
 from pytest_xenkvm.trace.decode_values import errno, number, signed_rax
+
+FORWARDED: Final = Hypercalls(forwarded=True)
+"""What a rule judged by a `ForwardedChecker` wants to see."""
 
 
 @frozen(kw_only=True)
@@ -41,7 +45,7 @@ class ForwardedCall:
         return f"vCPU {self.event.vcpu}: {action_words(self.event)} was answered {answer_words(self.answer)}"
 
 
-@define
+@define(eq=False)
 class ForwardedChecker(Checker):
     """Is shown hypercalls and judges those that a VMM answered; derive and implement `judge`."""
 

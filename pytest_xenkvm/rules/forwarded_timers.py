@@ -13,10 +13,10 @@ from typing import Final
 from pytest_xenkvm.abi.numbers import KVM_EXIT_XEN_HCALL, VcpuOp
 from pytest_xenkvm.rules.id_checker import SET_THE_ID, SINCE
 from pytest_xenkvm.rules.model import Judged, Level, Rule
-from pytest_xenkvm.rules.timer_checker import Demand
+from pytest_xenkvm.rules.timer_checker import TIMER_CALLS, Demand
 from pytest_xenkvm.rules.tracking import TimerCall, registers
 from pytest_xenkvm.trace.decode_values import argument, register_result, signed_rax
-from pytest_xenkvm.trace.events import Hypercall, NowPlus
+from pytest_xenkvm.trace.events import NowPlus
 
 _PUBLIC_VCPU_H: Final = "Xen's public/vcpu.h: VCPUOP_set_singleshot_timer"
 
@@ -104,7 +104,7 @@ UNSET_FORWARDS: Final = Rule(
         wrong=_forwarded,
         advice=f"On this kernel the VMM must {SET_THE_ID}: an unset ID counts as 0 on every vCPU",
     ).checker,
-    sees=(Hypercall,),
+    sees=(TIMER_CALLS,),
     exercised_by=(
         "a singleshot timer call at CPL 0 on a vCPU with a timer port and no Xen ID, with INTERCEPT_HCALL "
         "configured"
@@ -127,7 +127,7 @@ EXIT_IS_INTACT: Final = Rule(
         wrong=_exit_intact,
         advice="A VMM can't serve what it isn't shown: report it to the host",
     ).checker,
-    sees=(Hypercall,),
+    sees=(TIMER_CALLS,),
     exercised_by="a timer call that was forwarded",
 )
 
@@ -147,7 +147,7 @@ ANSWER_REACHES_GUEST: Final = Rule(
         wrong=_answer_kept,
         advice="Check that nothing changes RIP or RAX between the exit and KVM_RUN",
     ).checker,
-    sees=(Hypercall,),
+    sees=(TIMER_CALLS,),
     exercised_by="a timer call that was forwarded and answered",
 )
 
@@ -168,7 +168,7 @@ OWN_ID_IN_KERNEL: Final = Rule(
         wrong=_served,
         advice="Read VCPU_ID and TIMER back to see what the kernel goes by",
     ).checker,
-    sees=(Hypercall,),
+    sees=(TIMER_CALLS,),
     exercised_by="a singleshot timer call at CPL 0 on a vCPU with ID and timer port that names this ID",
 )
 
@@ -188,7 +188,7 @@ OTHER_ID_IS_REFUSED: Final = Rule(
         wrong=_refused,
         advice="Read VCPU_ID back to see what the kernel compares with",
     ).checker,
-    sees=(Hypercall,),
+    sees=(TIMER_CALLS,),
     exercised_by="a singleshot timer call at CPL 0 on a vCPU with ID and timer port that names another ID",
 )
 
@@ -210,7 +210,7 @@ NUMBERS_ARE_32_BIT: Final = Rule(
         wrong=_served_or_refused,
         advice="Sub-op and vCPU number lose bits 32 to 63",
     ).checker,
-    sees=(Hypercall,),
+    sees=(TIMER_CALLS,),
     exercised_by=(
         "a 64-bit singleshot timer call at CPL 0 with a sub-op or vCPU number beyond 32 bits, on a vCPU "
         "with a Xen ID and a timer port"
@@ -233,7 +233,7 @@ NO_PORT_FORWARDS: Final = Rule(
         wrong=_forwarded,
         advice="Read TIMER back to see whether a port is set",
     ).checker,
-    sees=(Hypercall,),
+    sees=(TIMER_CALLS,),
     exercised_by="a timer call at CPL 0 on a vCPU without a timer port, with INTERCEPT_HCALL configured",
 )
 
@@ -250,7 +250,7 @@ SET_TIMER_IGNORES_ID: Final = Rule(
         wrong=_served,
         advice="Read TIMER back to see whether a port is set",
     ).checker,
-    sees=(Hypercall,),
+    sees=(TIMER_CALLS,),
     exercised_by="a set_timer_op at CPL 0 on a vCPU with a timer port, with INTERCEPT_HCALL configured",
 )
 
@@ -267,6 +267,6 @@ ABOVE_CPL0_FORWARDS: Final = Rule(
         wrong=_forwarded,
         advice="A guest's user mode can set its kernel's timer on this host",
     ).checker,
-    sees=(Hypercall,),
+    sees=(TIMER_CALLS,),
     exercised_by="a timer call above CPL 0, with INTERCEPT_HCALL configured",
 )

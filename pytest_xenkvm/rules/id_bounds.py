@@ -9,7 +9,7 @@ from attrs import Factory, define
 
 from pytest_xenkvm.abi.numbers import XEN_VCPU_ID_INVALID
 from pytest_xenkvm.replay.observation import Observation
-from pytest_xenkvm.rules.id_checker import SINCE, UNSET, IdChecker, get_words, set_words
+from pytest_xenkvm.rules.id_checker import ID_IOCTLS, SINCE, UNSET, IdChecker, get_words, set_words
 from pytest_xenkvm.rules.model import Checker, Judged, Level, Rule
 from pytest_xenkvm.trace.decode_values import vcpu_id
 from pytest_xenkvm.trace.events import Ioctl
@@ -17,7 +17,7 @@ from pytest_xenkvm.trace.events import Ioctl
 _ASK_FOR_THE_BOUND: Final = "ask the host for the bound with KVM_CHECK_EXTENSION(KVM_CAP_MAX_VCPUS)"
 
 
-@define
+@define(eq=False)
 class _ValidIsAccepted(IdChecker):
     def written(self, observation: Observation, event: Ioctl, xen_id: int) -> None:
         bound = self.context.max_vcpus
@@ -33,7 +33,7 @@ class _ValidIsAccepted(IdChecker):
         )
 
 
-@define
+@define(eq=False)
 class _InvalidIsRefused(IdChecker):
     def written(self, observation: Observation, event: Ioctl, xen_id: int) -> None:
         bound = self.context.max_vcpus
@@ -49,7 +49,7 @@ class _InvalidIsRefused(IdChecker):
         )
 
 
-@define
+@define(eq=False)
 class _SetReadsBack(IdChecker):
     """Judges the first GET after an accepted SET; the SET may have had any value."""
 
@@ -74,7 +74,7 @@ class _SetReadsBack(IdChecker):
         )
 
 
-@define
+@define(eq=False)
 class _RefusedChangesNothing(IdChecker):
     """Judges the first GET after refused SETs, if it is known what the ID was before them."""
 
@@ -102,7 +102,7 @@ class _RefusedChangesNothing(IdChecker):
         )
 
 
-@define
+@define(eq=False)
 class _SentinelIsNoId(Checker):
     """Judges the host's limit once, at the first ioctl."""
 
@@ -134,7 +134,7 @@ VALID_IS_ACCEPTED: Final = Rule(
     ),
     advice=f"Don't hard-code the bound: {_ASK_FOR_THE_BOUND}.",
     checker=_ValidIsAccepted,
-    sees=(Ioctl,),
+    sees=(ID_IOCTLS,),
     exercised_by="a KVM_XEN_VCPU_SET_ATTR(VCPU_ID) with an ID below KVM_MAX_VCPUS",
 )
 
@@ -150,7 +150,7 @@ INVALID_IS_REFUSED: Final = Rule(
     ),
     advice=f"Use IDs below the bound, and {_ASK_FOR_THE_BOUND}.",
     checker=_InvalidIsRefused,
-    sees=(Ioctl,),
+    sees=(ID_IOCTLS,),
     exercised_by="a KVM_XEN_VCPU_SET_ATTR(VCPU_ID) with an ID of KVM_MAX_VCPUS or more",
 )
 
@@ -166,7 +166,7 @@ SET_READS_BACK: Final = Rule(
     ),
     advice="Compare what is read with what was set before the guest runs.",
     checker=_SetReadsBack,
-    sees=(Ioctl,),
+    sees=(ID_IOCTLS,),
     exercised_by="a KVM_XEN_VCPU_GET_ATTR(VCPU_ID) after an accepted SET on that vCPU",
 )
 
@@ -179,7 +179,7 @@ REFUSED_CHANGES_NOTHING: Final = Rule(
     explanation="The bound is checked before anything is stored: the vCPU keeps the ID that it had, or none.",
     advice="Check the result of KVM_XEN_VCPU_SET_ATTR; the ID that was set before is still in force.",
     checker=_RefusedChangesNothing,
-    sees=(Ioctl,),
+    sees=(ID_IOCTLS,),
     exercised_by=(
         "a KVM_XEN_VCPU_GET_ATTR(VCPU_ID) after a refused SET, on a vCPU whose ID was set or read before"
     ),
@@ -197,6 +197,6 @@ SENTINEL_IS_NO_ID: Final = Rule(
     ),
     advice="Build the kernel with CONFIG_KVM_MAX_NR_VCPUS in 1024 ... 4096.",
     checker=_SentinelIsNoId,
-    sees=(Ioctl,),
+    sees=(ID_IOCTLS,),
     exercised_by="a trace whose header has KVM_MAX_VCPUS, and any ioctl in it",
 )

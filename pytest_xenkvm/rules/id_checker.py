@@ -8,7 +8,7 @@ from attrs import define
 
 from pytest_xenkvm.abi.numbers import XEN_VCPU_ID_INVALID
 from pytest_xenkvm.replay.observation import Observation
-from pytest_xenkvm.rules.model import Checker
+from pytest_xenkvm.rules.model import Checker, Ioctls
 from pytest_xenkvm.rules.tracking import VcpuSetup, id_read, id_written
 from pytest_xenkvm.trace.decode_values import result, vcpu_id
 from pytest_xenkvm.trace.events import Ioctl
@@ -22,7 +22,11 @@ SINCE: Final = "commit c10bd49bdcc9, Linux 7.3"
 """What gave an unset ID a value of its own."""
 
 
-@define
+ID_IOCTLS: Final = Ioctls(frozenset({"KVM_XEN_VCPU_SET_ATTR", "KVM_XEN_VCPU_GET_ATTR"}))
+"""The ioctls that a rule judged by an `IdChecker` wants to see."""
+
+
+@define(eq=False)
 class IdChecker(Checker):
     """Is shown ioctls and judges those on VCPU_ID; derive and implement `read` or `written`."""
 

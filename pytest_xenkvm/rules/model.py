@@ -8,21 +8,42 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
+from typing import ClassVar
 
-from attrs import Factory, define, evolve, field, frozen
+from attrs import Factory, define, field, frozen
 
 from pytest_xenkvm.core.profile import LINUX_7_3, Profile
 from pytest_xenkvm.replay.migration import Migration
 from pytest_xenkvm.replay.observation import Observation, Place
 from pytest_xenkvm.rules.tracking import Setup
-from pytest_xenkvm.trace.events import Event, Header, Ioctl, brief
+from pytest_xenkvm.trace.events import Event, Header, brief
 
 MAX_FINDINGS = 100
 """Findings that a verdict keeps; the rest is counted."""
 
 
-Seen = type[Event] | type[Migration]
-"""What a rule can ask to be shown: kinds of event, and the migration that ends the replay."""
+@frozen
+class Ioctls:
+    """Ioctls with one of these UAPI names.
+
+    `refused`: only those that failed. `under_test`: only in replays with a VMM behaviour.
+    """
+
+    names: frozenset[str]
+    refused: bool = False
+    under_test: bool = False
+
+
+@frozen
+class Hypercalls:
+    """Hypercalls with one of these numbers in their lower 32 bits, or with any; `forwarded`: only those."""
+
+    numbers: frozenset[int] | None = None
+    forwarded: bool = False
+
+
+Seen = type[Event] | type[Migration] | Ioctls | Hypercalls
+"""What a rule can ask to be shown: kinds of event, some of those, and the migration that ends the replay."""
 
 
 class Level(Enum):
@@ -95,11 +116,18 @@ class Finding:
     message: str
 
 
-@define
+@define(eq=False)
 class Checker:
     """Judges one replay against one rule; derive and implement `observe` or `observe_migration`.
 
     Call `hold` when an observation exercised the rule and is fine, `violate` when it is not.
+    """
+
+    alike: ClassVar[bool] = False
+    """Hypercalls with the same vCPU, mode, CPL, number, first two arguments and outcome are judged alike.
+
+    Whatever else of a hypercall and of `Context.setup` the checker remembers, the same hypercall right after
+    another one like it changes nothing of that, unless an ioctl or a violation comes between.
     """
 
     context: Context
@@ -164,80 +192,3 @@ class Verdict:
     """The first violations."""
     reason: str = ""
     """Why it was not exercised."""
-
-
-@define
-class Judge:
-    """Feeds observations to rules and collects the verdicts."""
-
-    rules: tuple[Rule, ...]
-    context: Context
-    _checkers: dict[str, Checker] = field(init=False)
-    _watchers: dict[Seen, list[Checker]] = Factory(dict)
-    _watchers_of_target: dict[Seen, list[Checker]] = Factory(dict)
-
-    def __attrs_post_init__(self) -> None:
-        applicable = [rule for rule in self.rules if not self.context.inapplicable(rule)]
-        self._checkers = {rule.id: rule.checker(self.context) for rule in applicable}
-        for rule in self.rules:
-            for kind in rule.sees if rule.id in self._checkers else ():
-                self._watchers.setdefault(kind, []).append(self._checkers[rule.id])
-                if rule.judges is Judged.VMM:
-                    self._watchers_of_target.setdefault(kind, []).append(self._checkers[rule.id])
-
-    @property
-    def sees_migrations(self) -> bool:
-        """Whether any rule wants the VM to be migrated."""
-        return Migration in self._watchers
-
-    def observe(self, observation: Observation) -> None:
-        """Show an observation to the rules that want its kind of event.
-
-        Inferred events are shown to none: nothing is judged by what nobody saw. What they set up counts.
-        What a VMM behaviour does to the VM that it migrates the replay's to is shown to rules about the VMM;
-        `Context.setup` then is that VM's, and `Context.source` that of the replay's VM.
-        """
-        event, after = observation.event, observation.place.after
-        if after and self.context.source is None:
-            self._change_context(evolve(self.context, setup=Setup(), source=self.context.setup))
-        if not event.inferred:
-            watchers = self._watchers_of_target if after else self._watchers
-            for checker in watchers.get(type(event), ()):
-                checker.observe(observation)
-        if isinstance(event, Ioctl):
-            self.context.setup.learn(event)
-
-    def observe_migration(self, migration: Migration) -> None:
-        """Show the migration that ends the replay to the rules that want it."""
-        if self.context.source is not None:
-            self._change_context(evolve(self.context, setup=self.context.source, source=None))
-        for checker in self._watchers.get(Migration, ()):
-            checker.observe_migration(migration)
-
-    def _change_context(self, context: Context) -> None:
-        """From now on another VM is observed."""
-        self.context = context
-        for checker in self._checkers.values():
-            checker.context = context
-
-    def verdicts(self) -> tuple[Verdict, ...]:
-        """The verdicts, in the order of the rules."""
-        return tuple(self._verdict(rule) for rule in self.rules)
-
-    def _verdict(self, rule: Rule) -> Verdict:
-        checker = self._checkers.get(rule.id)
-        if checker is None:
-            reason = self.context.inapplicable(rule)
-            return Verdict(rule=rule, state=State.NOT_EXERCISED, reason=reason)
-        if not checker.exercised:
-            reason = "nothing in the trace exercises it"
-            if rule.exercised_by:
-                reason += f"; that takes {rule.exercised_by}"
-            return Verdict(rule=rule, state=State.NOT_EXERCISED, reason=reason)
-        return Verdict(
-            rule=rule,
-            state=State.VIOLATED if checker.violations else State.HELD,
-            exercised=checker.exercised,
-            violations=checker.violations,
-            findings=tuple(checker.findings),
-        )

@@ -8,12 +8,14 @@ from attrs import define
 
 from pytest_xenkvm.abi.numbers import VcpuAttr
 from pytest_xenkvm.replay.observation import Observation
-from pytest_xenkvm.rules.model import Checker, Judged, Level, Rule
+from pytest_xenkvm.rules.model import Checker, Ioctls, Judged, Level, Rule
 from pytest_xenkvm.rules.tracking import Setup
 from pytest_xenkvm.trace.events import Ioctl
 
+_TIMERS: Final = Ioctls(frozenset({"KVM_XEN_VCPU_SET_ATTR"}))
 
-@define
+
+@define(eq=False)
 class _TimerChecker(Checker):
     """Is shown the timers that are set on the target; derive and implement `restored`."""
 
@@ -30,7 +32,7 @@ class _TimerChecker(Checker):
         raise NotImplementedError
 
 
-@define
+@define(eq=False)
 class _IdsFirst(_TimerChecker):
     def restored(self, observation: Observation, vcpu: int, timer: dict[str, Any], source: Setup) -> None:
         xen_id, now = source.vcpu(vcpu).xen_id, self.context.setup.vcpu(vcpu).xen_id
@@ -48,7 +50,7 @@ class _IdsFirst(_TimerChecker):
         )
 
 
-@define
+@define(eq=False)
 class _AreasFirst(_TimerChecker):
     def restored(self, observation: Observation, vcpu: int, timer: dict[str, Any], source: Setup) -> None:
         if not timer["expires_ns"] or not source.shared_info:
@@ -78,7 +80,7 @@ RULES: Final = (
         ),
         advice="Restore VCPU_ID first and TIMER last, as restore_snapshot does.",
         checker=_IdsFirst,
-        sees=(Ioctl,),
+        sees=(_TIMERS,),
         exercised_by="a VMM under test that migrates a vCPU with a Xen ID and restores its timer port",
     ),
     Rule(
@@ -94,7 +96,7 @@ RULES: Final = (
         ),
         advice="Restore SHARED_INFO and VCPU_INFO before TIMER, as restore_snapshot does.",
         checker=_AreasFirst,
-        sees=(Ioctl,),
+        sees=(_TIMERS,),
         exercised_by="a VMM under test that migrates a vCPU whose timer runs, with SHARED_INFO set",
     ),
 )

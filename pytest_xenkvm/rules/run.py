@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from attrs import frozen
 
@@ -15,11 +14,20 @@ from pytest_xenkvm.hosts.protocol import Host
 from pytest_xenkvm.replay.errors import ReplayError
 from pytest_xenkvm.replay.kernel import kernel_replay
 from pytest_xenkvm.replay.migration import Migrator
-from pytest_xenkvm.replay.observation import Divergence, Observation, Place
+from pytest_xenkvm.replay.observation import (
+    EVERYONE,
+    Audience,
+    Divergence,
+    Observation,
+    Place,
+    Tally,
+)
 from pytest_xenkvm.replay.vmm import vmm_replay
-from pytest_xenkvm.rules.model import Context, Judge, Rule, State, Verdict
+from pytest_xenkvm.rules.judge import Judge
+from pytest_xenkvm.rules.model import Context, Rule, State, Verdict
 from pytest_xenkvm.rules.profiles import AUTO, choose_profile
-from pytest_xenkvm.trace.events import Event, Header, Hypercall
+from pytest_xenkvm.trace.events import Event, Header, timed
+from pytest_xenkvm.trace.xkt import XktTrace
 from pytest_xenkvm.vmm.behaviour import VmmBehaviour, behaviour_name
 
 if TYPE_CHECKING:
@@ -27,6 +35,11 @@ if TYPE_CHECKING:
 
 MAX_DIVERGENCES: Final = 1000
 """Divergences that a result keeps; the rest is counted."""
+
+PROGRESS_STEP: Final = 20_000
+"""Events between two signs of progress."""
+
+_T = TypeVar("_T")
 
 MODEL: Final = "model"
 UNICORN: Final = "unicorn"
@@ -107,16 +120,32 @@ def observe_trace(trace: TraceSource, options: ReplayOptions) -> Iterator[Observ
     """Replay `trace` on the emulated host; raises ReplayError, HostError, TraceError, what the VMM raises."""
     profile = choose_profile(options.profile, trace.header, options.profiles)
     host = emulated_host(trace.header, profile, options.engine)
-    return _observe(host, trace, options)
+    return _observe(host, trace, options, EVERYONE, Tally())
 
 
-def _observe(host: Host, trace: TraceSource, options: ReplayOptions) -> Iterator[Observation]:
-    def events() -> Iterator[Event]:
-        return islice(trace.events(), options.until)
+def _observe(  # noqa: PLR0913, PLR0917 - what both kinds of replay need between them
+    host: Host,
+    trace: TraceSource,
+    options: ReplayOptions,
+    audience: Audience,
+    tally: Tally,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[Observation]:
+    def some(events: Iterator[_T]) -> Iterator[_T]:
+        events = islice(events, options.until)
+        return events if progress is None else _telling(progress, events)
 
     if options.behaviour is None:
-        return kernel_replay(host, trace.header, events())
-    return vmm_replay(host, trace.header, events, options.behaviour)
+        events = trace.timed_events() if isinstance(trace, XktTrace) else timed(trace.events())
+        return kernel_replay(host, trace.header, some(events), audience, tally)
+    return vmm_replay(host, trace.header, lambda: some(trace.events()), options.behaviour, tally)
+
+
+def _telling(progress: Callable[[int], None], events: Iterator[_T]) -> Iterator[_T]:
+    for number, event in enumerate(events):
+        if number % PROGRESS_STEP == 0:
+            progress(number)
+        yield event
 
 
 def run_trace(
@@ -124,15 +153,17 @@ def run_trace(
     rules: Iterable[Rule],
     options: ReplayOptions,
     observer: Callable[[Observation], None] | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> ReplayResult:
-    """Replay `trace`, compare what was recorded, judge `rules`; `observer` is told of each observation.
+    """Replay `trace`, compare what was recorded, judge `rules`.
 
-    When all is over, the VM is migrated to a fresh one if a rule asks for it. Raises as `observe_trace`
-    does.
+    `observer` is told of each observation, which takes longer than if only those that rules want are made;
+    `progress` of the number of events, now and then. When all is over, the VM is migrated to a fresh one if
+    a rule asks for it. Raises as `observe_trace` does.
     """
     profile = choose_profile(options.profile, trace.header, options.profiles)
     host, behaviour = emulated_host(trace.header, profile, options.engine), options.behaviour
-    migrator = Migrator(host)
+    migrator, tally = Migrator(host), Tally()
     context = Context(
         header=trace.header,
         max_vcpus=host.limits.max_vcpus,
@@ -140,36 +171,27 @@ def run_trace(
         older_kernel="" if profile is LINUX_7_3 else profile.name,
     )
     judge = Judge(tuple(rules), context)
-    counts: Counter[str] = Counter()
     divergences: list[Divergence] = []
-    place = Place(-1)
-    for observation in _observe(migrator, trace, options):
+    divergence_count = unjudged = 0
+    seen_by = judge if observer is None else EVERYONE
+    for observation in _observe(migrator, trace, options, seen_by, tally, progress):
         judge.observe(observation)
-        _count(counts, observation)
+        unjudged += len(observation.unjudged)
+        divergence_count += len(observation.divergences)
         divergences.extend(observation.divergences[: MAX_DIVERGENCES - len(divergences)])
         if observer is not None:
             observer(observation)
-        place = observation.place
     if judge.sees_migrations:
-        judge.observe_migration(migrator.migrate(Place(place.index, after=True)))
+        judge.observe_migration(migrator.migrate(Place(tally.events - 1, after=True)))
     return ReplayResult(
         trace=trace.name,
         profile=profile.name,
         vmm=None if behaviour is None else behaviour_name(behaviour),
-        events=counts["events"],
-        hypercalls=counts["hypercalls"],
-        unjudged=counts["unjudged"],
-        inferred=counts["inferred"],
-        divergence_count=counts["divergences"],
+        events=tally.events,
+        hypercalls=tally.hypercalls,
+        unjudged=unjudged,
+        inferred=tally.inferred,
+        divergence_count=divergence_count,
         divergences=tuple(divergences),
         verdicts=judge.verdicts(),
     )
-
-
-def _count(counts: Counter[str], observation: Observation) -> None:
-    if not observation.by_vmm:
-        counts["events"] += 1
-        counts["hypercalls"] += isinstance(observation.event, Hypercall)
-        counts["inferred"] += observation.event.inferred
-    counts["unjudged"] += len(observation.unjudged)
-    counts["divergences"] += len(observation.divergences)

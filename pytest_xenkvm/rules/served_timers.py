@@ -11,13 +11,14 @@ from pytest_xenkvm.abi.numbers import Hypercall as Nr
 from pytest_xenkvm.abi.xen_numbers import Virq
 from pytest_xenkvm.replay.observation import Observation
 from pytest_xenkvm.rules.forwarded_calls import (
+    FORWARDED,
     ForwardedCall,
     binds_virq,
     forwarded_call,
     vcpu_index,
     word_behind,
 )
-from pytest_xenkvm.rules.model import Checker, Judged, Level, Rule
+from pytest_xenkvm.rules.model import Checker, Ioctls, Judged, Level, Rule
 from pytest_xenkvm.rules.timer_answers import XEN_SAYS, Timeout, timeout_of
 from pytest_xenkvm.trace.decode import action_words
 from pytest_xenkvm.trace.decode_values import duration
@@ -27,8 +28,14 @@ GRACE_NS: Final = 100_000_000
 """How late a VMM's own timer may fire."""
 
 _NUMBERS: Final = frozenset({int(Nr.set_timer_op), int(Nr.vcpu_op), int(Nr.event_channel_op)})
+_SEND: Final = "KVM_XEN_HVM_EVTCHN_SEND"
 _OTHER_WAYS: Final = ("KVM_IRQFD", "KVM_IRQ_LINE")
-_SEEN: Final = (Hypercall, Ioctl, VcpuRun, Wait)
+_SEEN: Final = (
+    FORWARDED,
+    Ioctls(frozenset({_SEND, "KVM_XEN_VCPU_SET_ATTR", *_OTHER_WAYS}), under_test=True),
+    VcpuRun,
+    Wait,
+)
 
 
 @frozen
@@ -40,19 +47,12 @@ class _Running:
     due: int
 
 
-def _wakes(event: Event) -> bool:
-    """Whether an event may be where the VMM's timers begin to show; all others are passed over until then."""
-    if isinstance(event, Hypercall):
-        return event.handled == "userspace"
-    return isinstance(event, Ioctl) and event.name in _OTHER_WAYS
-
-
-@define
+@define(eq=False)
 class _Timers(Checker):
-    """Follows the timers that the VMM serves and the events that it sends; derive and override.
+    """Follows the timers that a VMM under test serves, and the events that it sends; derive and override.
 
-    A behaviour's ioctls are observed before the hypercall or the time that they answer, a recorded VMM's
-    behind it.
+    Recorded VMMs have devices, too, whose events can't be told from a timer's. A behaviour's events are
+    observed before the hypercall or the time that they answer, or right behind it.
     """
 
     bound: set[int] = Factory(set)
@@ -66,7 +66,7 @@ class _Timers(Checker):
     def observe(self, observation: Observation) -> None:
         """Follow one observation."""
         event, place = observation.event, observation.place
-        if place.after or not (self.awake or _wakes(event)):
+        if place.after or not self.context.vmm_under_test:
             return
         if place.index != self.place:
             self.place, self.sent = place.index, []
@@ -79,13 +79,8 @@ class _Timers(Checker):
             if call is not None and not event.cpl and not call.answer:
                 self._served(observation, call)
 
-    @property
-    def awake(self) -> bool:
-        """Whether events that are sent may matter."""
-        return bool(self.bound)
-
     def _ioctl(self, observation: Observation, event: Ioctl) -> None:
-        if event.name == "KVM_XEN_HVM_EVTCHN_SEND":
+        if event.name == _SEND:
             shape = self.context.header.vm
             vcpus = () if shape is None else shape.vcpus
             target = next((vcpu.index for vcpu in vcpus if vcpu.id == event.arg["vcpu"]), event.arg["vcpu"])
@@ -138,7 +133,7 @@ class _Timers(Checker):
         """The guest goes on with that event."""
 
 
-@define
+@define(eq=False)
 class _PastFiresAtOnce(_Timers):
     waiting: dict[int, _Running] = Factory(dict)
 
@@ -177,7 +172,7 @@ class _PastFiresAtOnce(_Timers):
                 )
 
 
-@define
+@define(eq=False)
 class _FiresWhenDue(_Timers):
     running: dict[int, _Running] = Factory(dict)
 
@@ -213,7 +208,7 @@ class _FiresWhenDue(_Timers):
             )
 
 
-@define
+@define(eq=False)
 class _StopCancels(_Timers):
     ports: dict[int, int] = Factory(dict)
     """Port of each vCPU's timer: what the VMM sends when the guest sets a timer in the past."""
@@ -221,11 +216,6 @@ class _StopCancels(_Timers):
     """vCPU and place of the last timer that was set in the past."""
     running: dict[int, _Running] = Factory(dict)
     cancelled: dict[int, _Running] = Factory(dict)
-
-    @property
-    def awake(self) -> bool:
-        """The port of a timer is learned from a behaviour alone."""
-        return self.context.vmm_under_test
 
     def armed(self, observation: Observation, call: ForwardedCall, timeout: Timeout | None) -> None:
         """A new timer; one in the past shows the port."""
@@ -275,8 +265,8 @@ class _StopCancels(_Timers):
                 self.hold()
 
     def _learn(self, ports: set[int]) -> None:
-        """Only a behaviour in a replay, which has no devices, sends nothing else at that moment."""
-        if self.past is not None and len(ports) == 1 and self.context.vmm_under_test:
+        """A single event at that moment is the timer's."""
+        if self.past is not None and len(ports) == 1:
             self.ports[self.past[0]] = ports.pop()
 
 
@@ -296,8 +286,9 @@ RULES: Final = (
         checker=_PastFiresAtOnce,
         sees=_SEEN,
         exercised_by=(
-            "a forwarded set_singleshot_timer at CPL 0 that was answered with 0, its timeout shown and past, "
-            "on a vCPU whose VIRQ_TIMER the guest was seen to bind, with SHARED_INFO set"
+            "a VMM under test, and a forwarded set_singleshot_timer at CPL 0 that it answers with 0, its "
+            "timeout shown and past, on a vCPU whose VIRQ_TIMER the guest was seen to bind, with "
+            "SHARED_INFO set"
         ),
     ),
     Rule(
@@ -314,8 +305,9 @@ RULES: Final = (
         checker=_FiresWhenDue,
         sees=_SEEN,
         exercised_by=(
-            "a forwarded set_singleshot_timer at CPL 0 that was answered with 0, its timeout shown and "
-            "ahead, on a vCPU whose VIRQ_TIMER the guest was seen to bind, with SHARED_INFO set"
+            "a VMM under test, and a forwarded set_singleshot_timer at CPL 0 that it answers with 0, its "
+            "timeout shown and ahead, on a vCPU whose VIRQ_TIMER the guest was seen to bind, with "
+            "SHARED_INFO set"
         ),
     ),
     Rule(

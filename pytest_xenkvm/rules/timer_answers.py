@@ -11,9 +11,8 @@ from pytest_xenkvm.abi.numbers import Hypercall as Nr
 from pytest_xenkvm.abi.numbers import VcpuOp
 from pytest_xenkvm.abi.xen_numbers import VCPU_SSHOTTMR_FUTURE
 from pytest_xenkvm.replay.observation import Observation
-from pytest_xenkvm.rules.forwarded_calls import ForwardedCall, ForwardedChecker, word_behind
+from pytest_xenkvm.rules.forwarded_calls import FORWARDED, ForwardedCall, ForwardedChecker, word_behind
 from pytest_xenkvm.rules.model import Judged, Level, Rule
-from pytest_xenkvm.trace.events import Hypercall
 
 XEN_SAYS: Final = "Xen's public/vcpu.h: VCPUOP_set_singleshot_timer; common/domain.c: do_vcpu_op"
 """Where Xen's semantics of these calls stand."""
@@ -51,7 +50,7 @@ def timeout_of(call: ForwardedCall) -> Timeout | None:
     return Timeout(delta, None if flags is None else bool(flags & VCPU_SSHOTTMR_FUTURE))
 
 
-@define
+@define(eq=False)
 class _OtherVcpuIsRefused(ForwardedChecker):
     """Knows a vCPU's number by its Xen ID, or by what the VMM accepted on it."""
 
@@ -78,7 +77,7 @@ class _OtherVcpuIsRefused(ForwardedChecker):
             )
 
 
-@define
+@define(eq=False)
 class _EtimeIsForPastFutures(ForwardedChecker):
     def judge(self, observation: Observation, call: ForwardedCall) -> None:
         if not call.is_op(Nr.vcpu_op, VcpuOp.set_singleshot_timer) or call.event.cpl:
@@ -112,7 +111,7 @@ RULES: Final = (
         ),
         advice="Compare the lower 32 bits of the second argument with the caller's own Xen number first.",
         checker=_OtherVcpuIsRefused,
-        sees=(Hypercall,),
+        sees=(FORWARDED,),
         exercised_by=(
             "a forwarded singleshot timer call at CPL 0 that names another number than the vCPU's Xen ID or, "
             "without an ID, than the VMM has served on it before"
@@ -135,7 +134,7 @@ RULES: Final = (
         ),
         advice="Answer -ETIME only if the flag is set and the timeout lies behind the VM's clock; or never.",
         checker=_EtimeIsForPastFutures,
-        sees=(Hypercall,),
+        sees=(FORWARDED,),
         exercised_by="a forwarded set_singleshot_timer at CPL 0, its timeout shown, and past or refused so",
     ),
 )

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar, Final
 
 from attrs import define, frozen
 
 from pytest_xenkvm.abi.numbers import U32_MAX
 from pytest_xenkvm.replay.observation import Observation
-from pytest_xenkvm.rules.model import Checker, Context
+from pytest_xenkvm.rules.model import Checker, Context, Hypercalls
 from pytest_xenkvm.rules.tracking import TIMER_NUMBERS, TimerCall
 from pytest_xenkvm.trace.decode import hypercall_outcome, hypercall_words
 from pytest_xenkvm.trace.decode_values import vcpu_id
 from pytest_xenkvm.trace.events import Hypercall
 
+TIMER_CALLS: Final = Hypercalls(TIMER_NUMBERS)
+"""The hypercalls that a rule judged by a `TimerChecker` wants to see."""
 
-@define
+
+@define(eq=False)
 class TimerChecker(Checker):
     """Is shown hypercalls and judges timer calls; derive and implement `judge`."""
+
+    alike: ClassVar[bool] = True
 
     def observe(self, observation: Observation) -> None:
         """Dismiss what is no timer call that reached KVM's Xen code with an outcome that is known."""
@@ -49,7 +55,7 @@ class Demand:
         return _DemandChecker(context, self)
 
 
-@define
+@define(eq=False)
 class _DemandChecker(TimerChecker):
     demand: Demand
 

@@ -6,7 +6,7 @@ Only accepted ioctls count, as the host answered them in this replay. Nothing he
 
 from __future__ import annotations
 
-from typing import Final
+from typing import ClassVar, Final
 
 from attrs import Factory, define, field, frozen
 
@@ -68,6 +68,11 @@ class TimerCall:
 @define(eq=False)
 class Setup:
     """A VM as set up by the ioctls that `learn` was told of."""
+
+    LEARNS_FROM: ClassVar[frozenset[str]] = frozenset(
+        {"KVM_XEN_HVM_CONFIG", "KVM_XEN_HVM_SET_ATTR", "KVM_XEN_VCPU_SET_ATTR", "KVM_XEN_VCPU_GET_ATTR"}
+    )
+    """Names of the ioctls that `learn` can learn from."""
 
     intercepts: bool = False
     """VMCALL and VMMCALL are Xen hypercalls: INTERCEPT_HCALL and an MSR are configured."""

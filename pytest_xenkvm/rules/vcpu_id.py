@@ -9,17 +9,25 @@ from attrs import Factory, define
 
 from pytest_xenkvm.abi.numbers import XEN_VCPU_ID_INVALID
 from pytest_xenkvm.replay.observation import Observation
-from pytest_xenkvm.rules.id_checker import SET_THE_ID, SINCE, UNSET, IdChecker, get_words, set_words
+from pytest_xenkvm.rules.id_checker import (
+    ID_IOCTLS,
+    SET_THE_ID,
+    SINCE,
+    UNSET,
+    IdChecker,
+    get_words,
+    set_words,
+)
 from pytest_xenkvm.rules.model import Judged, Level, Rule
-from pytest_xenkvm.rules.timer_checker import TimerChecker, call_words, outcome_words
+from pytest_xenkvm.rules.timer_checker import TIMER_CALLS, TimerChecker, call_words, outcome_words
 from pytest_xenkvm.rules.tracking import TimerCall
 from pytest_xenkvm.trace.decode_values import signed_rax
-from pytest_xenkvm.trace.events import Hypercall, Ioctl
+from pytest_xenkvm.trace.events import Ioctl
 
 _OLD_DEFAULT: Final = "up to Linux 7.2 every vCPU, not only the first, starts with ID 0"
 
 
-@define
+@define(eq=False)
 class _NewIsUnset(IdChecker):
     def read(self, observation: Observation, event: Ioctl, xen_id: int) -> None:
         if self.vcpu(event).xen_id is not None:
@@ -35,7 +43,7 @@ class _NewIsUnset(IdChecker):
         )
 
 
-@define
+@define(eq=False)
 class _RefusedSetLeavesUnset(IdChecker):
     def read(self, observation: Observation, event: Ioctl, xen_id: int) -> None:
         vcpu = self.vcpu(event)
@@ -51,7 +59,7 @@ class _RefusedSetLeavesUnset(IdChecker):
         )
 
 
-@define
+@define(eq=False)
 class _SentinelIsRefused(IdChecker):
     def written(self, observation: Observation, event: Ioctl, xen_id: int) -> None:
         if xen_id != XEN_VCPU_ID_INVALID:
@@ -66,7 +74,7 @@ class _SentinelIsRefused(IdChecker):
         )
 
 
-@define
+@define(eq=False)
 class _UnsetIsNotRestored(IdChecker):
     def written(self, observation: Observation, event: Ioctl, xen_id: int) -> None:
         if xen_id != XEN_VCPU_ID_INVALID:
@@ -80,7 +88,7 @@ class _UnsetIsNotRestored(IdChecker):
         )
 
 
-@define
+@define(eq=False)
 class _IdsAreSet(TimerChecker):
     """Judges each singleshot call; a vCPU is reported once."""
 
@@ -128,7 +136,7 @@ class _IdsAreSet(TimerChecker):
         )
 
 
-@define
+@define(eq=False)
 class _IdsAreUnique(TimerChecker):
     """Looks at the IDs of all vCPUs at each singleshot call; the same clash is reported once."""
 
@@ -167,7 +175,7 @@ NEW_IS_UNSET: Final = Rule(
     ),
     advice=f"Don't rely on a default: {SET_THE_ID}.",
     checker=_NewIsUnset,
-    sees=(Ioctl,),
+    sees=(ID_IOCTLS,),
     exercised_by="a KVM_XEN_VCPU_GET_ATTR(VCPU_ID) before any ID was accepted on that vCPU",
 )
 
@@ -183,7 +191,7 @@ REFUSED_SET_LEAVES_UNSET: Final = Rule(
     ),
     advice=f"Check the result of KVM_XEN_VCPU_SET_ATTR, and {SET_THE_ID}.",
     checker=_RefusedSetLeavesUnset,
-    sees=(Ioctl,),
+    sees=(ID_IOCTLS,),
     exercised_by="a KVM_XEN_VCPU_GET_ATTR(VCPU_ID) on a vCPU after refused SETs and no accepted one",
 )
 
@@ -200,7 +208,7 @@ SENTINEL_IS_REFUSED: Final = Rule(
     ),
     advice="When saving or restoring a vCPU, leave an ID of 0xffffffff out; an ID can't be unset again.",
     checker=_SentinelIsRefused,
-    sees=(Ioctl,),
+    sees=(ID_IOCTLS,),
     exercised_by="a KVM_XEN_VCPU_SET_ATTR(VCPU_ID) with 0xffffffff",
 )
 
@@ -219,7 +227,7 @@ IDS_ARE_SET: Final = Rule(
     ),
     advice=f"In the VMM, {SET_THE_ID}: the number that the guest knows the vCPU by.",
     checker=_IdsAreSet,
-    sees=(Hypercall,),
+    sees=(TIMER_CALLS,),
     exercised_by="a set_singleshot_timer or stop_singleshot_timer at CPL 0 with INTERCEPT_HCALL configured",
 )
 
@@ -235,7 +243,7 @@ IDS_ARE_UNIQUE: Final = Rule(
     ),
     advice="Give every vCPU the number that its guest knows it by, with KVM_XEN_VCPU_ATTR_TYPE_VCPU_ID.",
     checker=_IdsAreUnique,
-    sees=(Hypercall,),
+    sees=(TIMER_CALLS,),
     exercised_by="a singleshot timer call at CPL 0 while two or more vCPUs have an ID",
 )
 
@@ -252,6 +260,6 @@ UNSET_IS_NOT_RESTORED: Final = Rule(
     ),
     advice="When saving or restoring a vCPU, leave an ID of 0xffffffff out: a new vCPU has it anyway.",
     checker=_UnsetIsNotRestored,
-    sees=(Ioctl,),
+    sees=(ID_IOCTLS,),
     exercised_by="a KVM_XEN_VCPU_SET_ATTR(VCPU_ID)",
 )

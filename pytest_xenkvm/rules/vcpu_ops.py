@@ -11,6 +11,7 @@ from pytest_xenkvm.abi.numbers import HvmOp, VcpuAttr, VcpuOp
 from pytest_xenkvm.abi.numbers import Hypercall as Nr
 from pytest_xenkvm.replay.observation import Observation
 from pytest_xenkvm.rules.forwarded_calls import (
+    FORWARDED,
     ForwardedCall,
     ForwardedChecker,
     bytes_behind,
@@ -19,14 +20,15 @@ from pytest_xenkvm.rules.forwarded_calls import (
     vcpu_index,
     word_behind,
 )
-from pytest_xenkvm.rules.model import Checker, Judged, Level, Rule
+from pytest_xenkvm.rules.model import Checker, Ioctls, Judged, Level, Rule
 from pytest_xenkvm.trace.decode_values import result
-from pytest_xenkvm.trace.events import Hypercall, Ioctl, VcpuRun
+from pytest_xenkvm.trace.events import Ioctl, VcpuRun
 
 _SET_VCPU_ATTR: Final = "KVM_XEN_VCPU_SET_ATTR"
 _SET_VM_ATTR: Final = "KVM_XEN_HVM_SET_ATTR"
 _VECTOR: Final = f"KVM_XEN_VCPU_ATTR_TYPE_UPCALL_VECTOR ({VcpuAttr.UPCALL_VECTOR:d})"
 
+_SETS: Final = Ioctls(frozenset({_SET_VCPU_ATTR, _SET_VM_ATTR}))
 _SINGLESHOT: Final = (VcpuOp.set_singleshot_timer, VcpuOp.stop_singleshot_timer)
 _AREAS: Final[dict[int, frozenset[int]]] = {
     VcpuOp.register_vcpu_info: frozenset({VcpuAttr.VCPU_INFO, VcpuAttr.VCPU_INFO_HVA}),
@@ -36,7 +38,7 @@ _AREAS: Final[dict[int, frozenset[int]]] = {
 """The attributes by which KVM learns of an area that the guest registers."""
 
 
-@define
+@define(eq=False)
 class _UnknownVcpuIsRefused(ForwardedChecker):
     def judge(self, observation: Observation, call: ForwardedCall) -> None:
         named = call.arg32(1)
@@ -54,7 +56,7 @@ class _UnknownVcpuIsRefused(ForwardedChecker):
         )
 
 
-@define
+@define(eq=False)
 class _PeriodicTimerStops(ForwardedChecker):
     def judge(self, observation: Observation, call: ForwardedCall) -> None:
         named = call.arg32(1)
@@ -94,7 +96,7 @@ class _Promise:
         return attribute in self.attributes and self.target in (None, vcpu)
 
 
-@define
+@define(eq=False)
 class _PromiseChecker(Checker):
     """Looks for the SET that a successful hypercall stands for.
 
@@ -153,7 +155,7 @@ class _PromiseChecker(Checker):
         raise NotImplementedError
 
 
-@define
+@define(eq=False)
 class _AreasReachKvm(_PromiseChecker):
     def promised(self, observation: Observation, call: ForwardedCall) -> _Promise | None:
         named, op = call.arg32(1), call.arg32(0)
@@ -173,7 +175,7 @@ class _AreasReachKvm(_PromiseChecker):
         )
 
 
-@define
+@define(eq=False)
 class _VectorIsTheVcpus(_PromiseChecker):
     misdirected_at: int | None = None
     """Place of the last SET that went to the VM."""
@@ -228,7 +230,7 @@ RULES: Final = (
         ),
         advice="Cut the number to 32 bits, as Xen does, look the vCPU up, and answer -ENOENT without one.",
         checker=_UnknownVcpuIsRefused,
-        sees=(Hypercall,),
+        sees=(FORWARDED,),
         exercised_by="a forwarded vcpu_op at CPL 0, not a singleshot timer's, on a vCPU that isn't there",
     ),
     Rule(
@@ -248,7 +250,7 @@ RULES: Final = (
             "error if KVM refuses."
         ),
         checker=_AreasReachKvm,
-        sees=(Hypercall, Ioctl, VcpuRun),
+        sees=(FORWARDED, _SETS, VcpuRun),
         exercised_by=(
             "a VCPUOP_register_vcpu_info, _runstate_memory_area or _vcpu_time_memory_area at CPL 0 that the "
             "VMM answers with 0 and that a SET follows, or whose argument the trace shows"
@@ -267,7 +269,7 @@ RULES: Final = (
         ),
         advice="Answer 0 for every vCPU that is there; a VMM without periodic timers has nothing else to do.",
         checker=_PeriodicTimerStops,
-        sees=(Hypercall,),
+        sees=(FORWARDED,),
         exercised_by="a VCPUOP_stop_periodic_timer at CPL 0 on a vCPU that the VM has",
     ),
     Rule(
@@ -284,7 +286,7 @@ RULES: Final = (
         ),
         advice="Use KVM_XEN_VCPU_SET_ATTR with type 8 on the file of the vCPU that the guest names.",
         checker=_VectorIsTheVcpus,
-        sees=(Hypercall, Ioctl, VcpuRun),
+        sees=(FORWARDED, _SETS, VcpuRun),
         exercised_by=(
             "an HVMOP_set_evtchn_upcall_vector at CPL 0 that the VMM answers with 0, and that a SET follows "
             "or whose argument the trace shows; or a KVM_XEN_HVM_SET_ATTR meant for a vCPU"

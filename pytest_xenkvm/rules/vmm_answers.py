@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from errno import ENOSYS, EPERM
-from typing import Final
+from typing import ClassVar, Final
 
 from attrs import define
 
 from pytest_xenkvm.abi.numbers import Hypercall as Nr
 from pytest_xenkvm.abi.numbers import XenVer
 from pytest_xenkvm.replay.observation import Observation
-from pytest_xenkvm.rules.forwarded_calls import ForwardedCall, ForwardedChecker
-from pytest_xenkvm.rules.model import Checker, Judged, Level, Rule
+from pytest_xenkvm.rules.forwarded_calls import FORWARDED, ForwardedCall, ForwardedChecker
+from pytest_xenkvm.rules.model import Checker, Hypercalls, Judged, Level, Rule
 from pytest_xenkvm.trace.decode import action_words
 from pytest_xenkvm.trace.decode_values import register_result, signed_rax
 from pytest_xenkvm.trace.events import Hypercall
@@ -20,7 +20,7 @@ FIRST_UNKNOWN_NUMBER: Final = 64
 """Xen's table of hypercalls ends there."""
 
 
-@define
+@define(eq=False)
 class _AreAnswered(Checker):
     def observe(self, observation: Observation) -> None:
         """Look at whether a forwarded hypercall got a result."""
@@ -40,7 +40,7 @@ class _AreAnswered(Checker):
         )
 
 
-@define
+@define(eq=False)
 class _UserModeIsRefused(ForwardedChecker):
     def judge(self, observation: Observation, call: ForwardedCall) -> None:
         if not call.event.cpl:
@@ -55,7 +55,7 @@ class _UserModeIsRefused(ForwardedChecker):
         )
 
 
-@define
+@define(eq=False)
 class _UnknownIsEnosys(ForwardedChecker):
     def judge(self, observation: Observation, call: ForwardedCall) -> None:
         if call.event.cpl or call.nr < FIRST_UNKNOWN_NUMBER:
@@ -70,8 +70,10 @@ class _UnknownIsEnosys(ForwardedChecker):
         )
 
 
-@define
+@define(eq=False)
 class _VersionIsTold(Checker):
+    alike: ClassVar[bool] = True
+
     def observe(self, observation: Observation) -> None:
         """Look at the result of XENVER_version, whoever served it."""
         event = observation.event
@@ -106,7 +108,7 @@ RULES: Final = (
         ),
         advice="End the VMM's table of hypercalls with a default that answers -ENOSYS.",
         checker=_AreAnswered,
-        sees=(Hypercall,),
+        sees=(FORWARDED,),
         exercised_by="a forwarded hypercall with INTERCEPT_HCALL configured, whose answer was seen",
     ),
     Rule(
@@ -123,7 +125,7 @@ RULES: Final = (
         ),
         advice="Check the exit's `cpl` before its number.",
         checker=_UserModeIsRefused,
-        sees=(Hypercall,),
+        sees=(FORWARDED,),
         exercised_by="a hypercall from above CPL 0 with INTERCEPT_HCALL configured, whose answer was seen",
     ),
     Rule(
@@ -139,7 +141,7 @@ RULES: Final = (
         ),
         advice="Make -ENOSYS the default, and don't cut the number to fewer bits.",
         checker=_UnknownIsEnosys,
-        sees=(Hypercall,),
+        sees=(FORWARDED,),
         exercised_by=f"a forwarded hypercall at CPL 0 with a number of {FIRST_UNKNOWN_NUMBER} or more",
     ),
     Rule(
@@ -154,7 +156,7 @@ RULES: Final = (
         ),
         advice="Set XEN_VERSION to major << 16 | minor before the guest runs.",
         checker=_VersionIsTold,
-        sees=(Hypercall,),
+        sees=(Hypercalls(frozenset({int(Nr.xen_version)})),),
         exercised_by="an XENVER_version at CPL 0 with INTERCEPT_HCALL configured, whose outcome is known",
     ),
 )

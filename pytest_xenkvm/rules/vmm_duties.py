@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from errno import EINVAL, ENOSYS
-from typing import Final
+from typing import ClassVar, Final
 
 from attrs import Factory, define
 
 from pytest_xenkvm.replay.observation import Observation
 from pytest_xenkvm.rules.model import PROBES, Checker, Judged, Level, Rule
-from pytest_xenkvm.rules.timer_checker import TimerChecker, call_words, outcome_words
+from pytest_xenkvm.rules.timer_checker import TIMER_CALLS, TimerChecker, call_words, outcome_words
 from pytest_xenkvm.rules.tracking import TimerCall
 from pytest_xenkvm.trace.decode import action_words
 from pytest_xenkvm.trace.decode_values import register_result, signed_rax, vcpu_id
 from pytest_xenkvm.trace.events import Hypercall
 
 
-@define
+@define(eq=False)
 class _IdsAreTheGuests(TimerChecker):
     """Judges singleshot calls that the kernel's timer may serve; a vCPU is reported once."""
 
@@ -52,10 +52,11 @@ class _IdsAreTheGuests(TimerChecker):
         return refused and call.named is not None and call.named < self.context.max_vcpus
 
 
-@define
+@define(eq=False)
 class _HypercallsAreIntercepted(Checker):
     """Judges the first hypercall with interception and the first one without: the rest say the same."""
 
+    alike: ClassVar[bool] = True
     judged: set[bool] = Factory(set)
 
     def observe(self, observation: Observation) -> None:
@@ -77,7 +78,7 @@ class _HypercallsAreIntercepted(Checker):
         )
 
 
-@define
+@define(eq=False)
 class _TimersAreServed(TimerChecker):
     """Judges who served each singleshot call; a vCPU is reported once."""
 
@@ -131,7 +132,7 @@ ID_IS_THE_GUESTS: Final = Rule(
         "takes it from Xen's CPUID leaf 4 or the ACPI processor ID, which the VMM made too."
     ),
     checker=_IdsAreTheGuests,
-    sees=(Hypercall,),
+    sees=(TIMER_CALLS,),
     exercised_by=(
         "a singleshot timer call at CPL 0 on a vCPU with a Xen ID and a timer port that names this ID, or "
         "that the kernel refuses before any call has named it; the guest must not be a test program's"
@@ -172,7 +173,7 @@ TIMERS_ARE_SERVED: Final = Rule(
         "serve those that are forwarded."
     ),
     checker=_TimersAreServed,
-    sees=(Hypercall,),
+    sees=(TIMER_CALLS,),
     exercised_by=(
         "a singleshot timer call at CPL 0 that the kernel serves, or that is forwarded and whose answer was "
         "seen, with INTERCEPT_HCALL configured"

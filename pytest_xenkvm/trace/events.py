@@ -6,10 +6,10 @@ The fields are those of the interchange format (docs/reference/trace-format.md),
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Final, TypeVar
 
-from attrs import Factory, evolve, fields, frozen
+from attrs import Factory, evolve, frozen
 
 JsonObject = Mapping[str, Any]
 """A JSON object as parsed; by convention never mutated."""
@@ -71,7 +71,7 @@ class Header:
     extra: JsonObject = Factory(dict)
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, slots=False)
 class Event:
     """What all events share.
 
@@ -86,7 +86,7 @@ class Event:
     extra: JsonObject = Factory(dict)
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, slots=False)
 class Ioctl(Event):
     """A Xen-related ioctl by its UAPI name, with argument, result (0, positive or -errno) and output."""
 
@@ -101,7 +101,7 @@ class Ioctl(Event):
     sum_ok: bool | None = None
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, slots=False)
 class Eventfd(Event):
     """The VMM created eventfd `fd` (a symbolic number)."""
 
@@ -110,7 +110,7 @@ class Eventfd(Event):
     fd: int
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, slots=False)
 class EventfdRead(Event):
     """The VMM drained eventfd `fd` and got `value` (0 if there was nothing)."""
 
@@ -120,7 +120,7 @@ class EventfdRead(Event):
     value: int
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, slots=False)
 class EventfdWrite(Event):
     """The VMM added `value` to eventfd `fd`."""
 
@@ -130,7 +130,7 @@ class EventfdWrite(Event):
     value: int
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, slots=False)
 class HypercallExit:
     """What KVM_EXIT_XEN delivered: `type` 1, the caller's mode and CPL, the number and six parameters."""
 
@@ -142,7 +142,7 @@ class HypercallExit:
     extra: JsonObject = Factory(dict)
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, slots=False)
 class Behind:
     """Bytes that lay behind pointer argument number `arg`; `now_plus_at` as in `Mem`."""
 
@@ -152,7 +152,7 @@ class Behind:
     extra: JsonObject = Factory(dict)
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, slots=False)
 class Hypercall(Event):
     """The guest executed VMCALL or VMMCALL.
 
@@ -177,7 +177,7 @@ class Hypercall(Event):
     run_ret: int | None = None
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, slots=False)
 class Mem(Event):
     """Bytes stored to (`op` "write") or found in (`op` "read") guest memory at `gpa`.
 
@@ -195,7 +195,7 @@ class Mem(Event):
     sum_ok: bool | None = None
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, slots=False)
 class Wrmsr(Event):
     """The guest wrote MSR `msr`; `ok` False means it took #GP. `longmode` is EFER.LMA."""
 
@@ -210,7 +210,7 @@ class Wrmsr(Event):
     run_ret: int | None = None
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, slots=False)
 class Wait(Event):
     """At least `ns` of host time passed; then every vCPU entered the guest once, in index order."""
 
@@ -219,7 +219,7 @@ class Wait(Event):
     ns: int
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, slots=False)
 class Irq(Event):
     """The guest took interrupt vector `vector`."""
 
@@ -229,7 +229,7 @@ class Irq(Event):
     vector: int
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, slots=False)
 class VcpuRun(Event):
     """The vCPU entered the guest once without making a hypercall."""
 
@@ -255,9 +255,11 @@ EVENTS: Final[dict[str, type[Event]]] = {
 }
 """Every event class by its `ev`."""
 
-_FIELDS: Final = {cls: tuple(field.name for field in fields(cls)) for cls in EVENTS.values()}
-
 E = TypeVar("E", bound=Event)
+T = TypeVar("T")
+
+TimedEvent = tuple["int | None", Event]
+"""An event and its time; the event's own `ts` may be unset, and one object may stand for several events."""
 
 ARGS: Final = 6
 """Arguments of a hypercall."""
@@ -268,22 +270,41 @@ BRIEF_BYTES: Final = 256
 
 def at_time(event: E, ts: int | None) -> E:
     """The same event at another time: what `attrs.evolve` makes, at a fraction of the price."""
-    made = object.__new__(type(event))
-    put = object.__setattr__
-    for name in _FIELDS[type(event)]:
-        put(made, name, getattr(event, name))
-    put(made, "ts", ts)
+    return made_of(type(event), {**vars(event), "ts": ts})
+
+
+def made_of(cls: type[T], values: dict[str, Any]) -> T:
+    """An object of one of these classes with exactly these attributes, all of them, unchecked.
+
+    What its constructor makes, at a fraction of the price; this is why the classes have no slots.
+    """
+    made = object.__new__(cls)
+    object.__setattr__(made, "__dict__", values)
     return made
 
 
+def timed(events: Iterable[Event]) -> Iterator[TimedEvent]:
+    """Events beside their times."""
+    for event in events:
+        yield event.ts, event
+
+
 def brief(event: Event) -> Event:
-    """The event to keep for a report: without extra keys, data cut to `BRIEF_BYTES`."""
+    """The event to keep for a report: of bounded size, data cut to `BRIEF_BYTES`."""
     if event.extra:
         event = evolve(event, extra={})
     if isinstance(event, Mem) and len(event.data) > BRIEF_BYTES:
         mask = event.mask and event.mask[:BRIEF_BYTES]
         return evolve(event, data=event.data[:BRIEF_BYTES], mask=mask)
-    if isinstance(event, Hypercall) and event.behind:
+    if isinstance(event, Hypercall) and event.behind and not _is_brief(event.behind):
         seen = (evolve(item, data=item.data[:BRIEF_BYTES], extra={}) for item in event.behind[:ARGS])
         return evolve(event, behind=tuple(seen))
     return event
+
+
+def _is_brief(behind: tuple[Behind, ...]) -> bool:
+    """One short item, with no more than a number for an extra key."""
+    if len(behind) != 1 or len(behind[0].data) > BRIEF_BYTES:
+        return False
+    extra = behind[0].extra
+    return not extra or (len(extra) == 1 and type(next(iter(extra.values()))) is int)

@@ -14,7 +14,7 @@ from struct import error as StructError  # noqa: N812 (it is a class)
 from typing import Any, Final, TypeGuard
 
 from pytest_xenkvm.abi.numbers import KVM_EXIT_XEN_HCALL, U64_MAX
-from pytest_xenkvm.trace.events import EVENTS, Header, Hypercall, HypercallExit
+from pytest_xenkvm.trace.events import EVENTS, Header, Hypercall
 from pytest_xenkvm.trace.fields import MAX_CPL, MAX_VCPUS
 from pytest_xenkvm.trace.values import MAX_DEPTH, MAX_VALUES, Unfit, shown
 
@@ -41,6 +41,7 @@ CODES: Final = {kind: code for code, kind in enumerate(KINDS) if kind in EVENTS}
 
 CODE: Final = 0
 TS: Final = 1
+AFTER_TS: Final = 2
 VCPU: Final = 2
 FLAGS: Final = 3
 CPL: Final = 4
@@ -62,9 +63,24 @@ EXIT: Final = 64
 _OUTER_DEPTH: Final = 3
 """What an event puts around a free object: the event, a list, an object in it (`behind`)."""
 
-_HANDLED: Final = {0: None, KERNEL: "kernel", USERSPACE: "userspace"}
+HANDLED: Final = {0: None, KERNEL: "kernel", USERSPACE: "userspace"}
 _ALL_U64: Final = Struct(f"{PLAIN}Q")
-_HANDLED_BITS: Final = {name: bits for bits, name in _HANDLED.items()}
+_HANDLED_BITS: Final = {name: bits for bits, name in HANDLED.items()}
+
+
+def plain_vcpus(header: Header) -> int:
+    """How many vCPUs a plain row of this trace may name."""
+    return MAX_VCPUS if header.vm is None else len(header.vm.vcpus)
+
+
+def plain_flags(header: Header) -> frozenset[int]:
+    """The flags that a plain row of this trace may have."""
+    outcomes = [KERNEL | RAX_KNOWN]
+    outcomes += [USERSPACE | answer | left for answer in (0, RAX_KNOWN) for left in (0, EXIT)]
+    if header.scope == "hypercalls":
+        outcomes += [0, RAX_KNOWN, KERNEL]
+    modes = range((LONGMODE | COMPAT | VIA_PAGE) + 1)
+    return frozenset(mode | outcome for mode in modes for outcome in outcomes)
 
 
 def plain_check(header: Header) -> Callable[[Any], TypeGuard[PlainRow]]:
@@ -72,14 +88,7 @@ def plain_check(header: Header) -> Callable[[Any], TypeGuard[PlainRow]]:
 
     A bool passes as the 0 or 1 that it is.
     """
-    vcpus = MAX_VCPUS if header.vm is None else len(header.vm.vcpus)
-    outcomes = [KERNEL | RAX_KNOWN]
-    outcomes += [USERSPACE | answer | left for answer in (0, RAX_KNOWN) for left in (0, EXIT)]
-    if header.scope == "hypercalls":
-        outcomes += [0, RAX_KNOWN, KERNEL]
-    modes = range((LONGMODE | COMPAT | VIA_PAGE) + 1)
-    known_flags = frozenset(mode | outcome for mode in modes for outcome in outcomes)
-    pack = _ALL_U64.pack
+    vcpus, known_flags, pack = plain_vcpus(header), plain_flags(header), _ALL_U64.pack
 
     def plain(row: Any) -> TypeGuard[PlainRow]:
         if type(row) is not tuple:
@@ -93,30 +102,6 @@ def plain_check(header: Header) -> Callable[[Any], TypeGuard[PlainRow]]:
         )
 
     return plain
-
-
-def plain_hypercall(row: PlainRow, ts: int) -> Hypercall:
-    """Return the event that a checked plain row stands for, with its absolute time."""
-    _code, _ts, vcpu, flags, cpl, nr, *registers, rax = _ALL_U64.unpack(_ALL_U64.pack(*row))  # no bools left
-    args = tuple(registers)
-    exited = None
-    if flags & EXIT:
-        exited = HypercallExit(
-            type=KVM_EXIT_XEN_HCALL, longmode=flags & LONGMODE, cpl=cpl, input=nr, params=args
-        )
-    return Hypercall(
-        ts=ts,
-        vcpu=vcpu,
-        longmode=bool(flags & LONGMODE),
-        cpl=cpl,
-        nr=nr,
-        args=args,
-        handled=_HANDLED[flags & (KERNEL | USERSPACE)],
-        exit=exited,
-        rax=rax if flags & RAX_KNOWN else None,
-        via="page" if flags & VIA_PAGE else None,
-        compat=bool(flags & COMPAT),
-    )
 
 
 def plain_row(event: Hypercall, ts: int | None) -> Row | None:
@@ -205,14 +190,15 @@ class RowDecoder:
     def __init__(self) -> None:
         self._shapes: list[tuple[str, ...]] = []
 
-    def define(self, row: Any) -> None:
-        """Take a shape row."""
+    def define(self, row: Any) -> int:
+        """Take a shape row; the shape's number."""
         if type(row) is not tuple or row[:1] != (SHAPE,):
             raise Unfit(f"is damaged: {shown(row)} stands where a shape is expected")
         keys = row[1:]
         if not all(type(key) is str for key in keys) or len(set(keys)) != len(keys):
             raise Unfit("is damaged: a shape's keys are not all different strings")
         self._shapes.append(keys)
+        return len(self._shapes) - 1
 
     def members(self, row: Row) -> tuple[str, dict[str, Any]]:
         """Return the kind and the members of the event in a row, its time left out."""
@@ -229,7 +215,7 @@ class RowDecoder:
             raise Unfit(f"is damaged: the row of a hypercall has {len(row)} fields")
         flags = row[FLAGS]
         bits = flags & (KERNEL | USERSPACE) if type(flags) is int else -1
-        if bits not in _HANDLED or not 0 <= flags < EXIT << 1:
+        if bits not in HANDLED or not 0 <= flags < EXIT << 1:
             raise Unfit(f"is damaged: the flags of a hypercall are {shown(flags)}")
         members = {
             "vcpu": row[VCPU],
@@ -237,7 +223,7 @@ class RowDecoder:
             "cpl": row[CPL],
             "nr": row[NR],
             "args": list(row[ARGS]),
-            "handled": _HANDLED[bits],
+            "handled": HANDLED[bits],
             "rax": row[RAX] if flags & RAX_KNOWN else None,
         }
         members |= {"via": "page"} if flags & VIA_PAGE else {}

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Final, cast, final
+from typing import BinaryIO, Final, final
 
 import msgpack  # type: ignore[import-untyped]
 from attrs import frozen
@@ -17,23 +17,21 @@ from attrs import frozen
 from pytest_xenkvm.abi.numbers import U64_MAX
 from pytest_xenkvm.trace import blocks
 from pytest_xenkvm.trace.errors import Malformed, TraceError
-from pytest_xenkvm.trace.events import Event, Header, Hypercall, at_time
+from pytest_xenkvm.trace.events import Event, Header, Hypercall, TimedEvent, at_time
 from pytest_xenkvm.trace.fields import check_event, decode_event, encode_event
 from pytest_xenkvm.trace.header import VERSION, decode_header, encode_header
+from pytest_xenkvm.trace.row_events import RowEvents
 from pytest_xenkvm.trace.rows import (
+    AFTER_TS,
     CODE,
     CODES,
-    HYPERCALL,
     KINDS,
     SHAPE,
     TS,
-    PlainRow,
-    Row,
     RowDecoder,
     RowEncoder,
     elapsed,
     plain_check,
-    plain_hypercall,
     plain_row,
 )
 from pytest_xenkvm.trace.storage import complaining, reading, replacing
@@ -113,61 +111,49 @@ class XktTrace:
 
     def events(self) -> Iterator[Event]:
         """Read the events, one block in memory at a time. Raises `Malformed`."""
-        ts = 0
-        for row in self.rows():
-            if type(row) is tuple:
-                ts = ts + row[TS] & U64_MAX
-                yield plain_hypercall(row, ts)
-            else:
-                event = cast("Event", row)
-                ts = ts if event.ts is None else event.ts
-                yield event
+        for ts, event in self.timed_events():
+            yield at_time(event, ts)
 
-    def rows(self) -> Iterator[PlainRow | Event]:
-        """Read plain hypercalls as checked rows of 13 integers (see `rows`) and all else as events.
+    def timed_events(self) -> Iterator[TimedEvent]:
+        """Read the events without a `ts`, each beside its time. Raises `Malformed`.
 
-        A row's time is the difference to the one before: keep a sum, start from 0, take over the `ts` of
-        every event that has one. `plain_hypercall(row, ts)` makes the event. Raises `Malformed`.
+        Near each other, events that differ in time only are one object: what is found out about it once
+        holds for all of them.
         """
-        plain = plain_check(self.header)
         counts = [0] * _COUNTED
         ts = 0
+        decoder = RowEvents(self.header)
+        known = decoder.known
         with reading(self.path) as file, self._complaints(counts):
             for content in self._contents(file, counts):
                 unpacking = unpacker(content)
                 if next(unpacking, None) != (sum(counts), ts):
                     raise Unfit("is damaged: a block doesn't go on where the one before ended")
-                decoder = RowDecoder()
-                known: dict[Row, Event] = {}
+                decoder.next_block()
                 for row in unpacking:
-                    if plain(row):
-                        ts = ts + row[TS] & U64_MAX
-                        counts[HYPERCALL] += 1
-                        yield row
-                    elif row is None:
+                    if type(row) is not tuple or not row:
                         break
-                    elif type(row) is not tuple or not row:
-                        raise Unfit(f"is damaged: a row is {shown(row)}")
-                    elif row[CODE] == SHAPE:
-                        decoder.define(row)
+                    code, step = row[CODE], row[-1] if len(row) <= TS else row[TS]
+                    repeated = known.get(code)
+                    event = None if repeated is None else repeated.get(row[AFTER_TS:])
+                    if event is None:
+                        if code == SHAPE:
+                            decoder.define(row)
+                            continue
+                        event = decoder.event(row)
+                    if step is None:
+                        yield None, event
                     else:
-                        event = self._event(decoder, row, ts, known)
-                        ts = ts if event.ts is None else event.ts
-                        counts[CODES[event.kind]] += 1
-                        yield event
+                        if type(step) is not int or step < 0:
+                            U64.decode(step)
+                        ts = ts + step & U64_MAX
+                        yield ts, event
+                    counts[CODES[event.kind]] += 1
                 else:
                     raise Unfit(CUT_ROW)
+                if row is not None:
+                    raise Unfit(f"is damaged: a row is {shown(row)}")
                 check_tail(unpacking, content)
-
-    def _event(self, decoder: RowDecoder, row: Row, previous: int, known: dict[Row, Event]) -> Event:
-        """Decode a row. Rows that differ in time only are decoded once: `known` are those of this block."""
-        timeless = row[:TS] + row[TS + 1 :]
-        event = known.get(timeless)
-        if event is None:
-            event = decode_event(*decoder.members(row))
-            check_event(event, self.header)
-            known[timeless] = event
-        return at_time(event, None if row[TS] is None else previous + U64.decode(row[TS]) & U64_MAX)
 
     def _contents(self, file: BinaryIO, counts: list[int]) -> Iterator[bytes]:
         """Read the event blocks' contents; check at the end that the totals are those that were read."""

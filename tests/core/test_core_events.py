@@ -55,10 +55,10 @@ def test_a_masked_event_stays_pending() -> None:
     vm = ready_vm()
     vm.state.memory.write(MASK, b"\x20")
     target = EvtchnDelivery(port=5, vcpu_id=0)
-    assert deliver(vm.state, target) is Delivery.MASKED
+    assert deliver(vm.state, target.port, target.vcpu_id) is Delivery.MASKED
     assert (word(vm, PENDING), word(vm, VCPU_INFO), word(vm, VCPU_INFO + 8)) == (0x20, 0, 0)
     vm.state.memory.write(MASK, b"\0")
-    assert deliver(vm.state, target) is Delivery.COALESCED
+    assert deliver(vm.state, target.port, target.vcpu_id) is Delivery.COALESCED
     assert (word(vm, VCPU_INFO), word(vm, VCPU_INFO + 8)) == (0, 0)
 
 

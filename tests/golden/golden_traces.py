@@ -11,7 +11,7 @@ from pytest_xenkvm.hosts.emulated import EmulatedHost
 from pytest_xenkvm.replay.kernel import kernel_replay
 from pytest_xenkvm.replay.observation import Divergence, Observation
 from pytest_xenkvm.trace import open_trace
-from pytest_xenkvm.trace.events import Event, Header
+from pytest_xenkvm.trace.events import Event, Header, timed
 
 FOLDER: Final = Path(__file__).parents[2] / "traces" / "golden"
 SUFFIX: Final = ".jsonl.gz"
@@ -31,7 +31,7 @@ def replay(header: Header, events: Iterable[Event], profile: Profile | None = No
     """Replay on the profile of the header's kernel, or on another one."""
     limits = HostLimits() if header.max_vcpus is None else HostLimits(max_vcpus=header.max_vcpus)
     host = EmulatedHost(profile=profile or profile_for_release(header.kernel), limits=limits)
-    return list(kernel_replay(host, header, events))
+    return list(kernel_replay(host, header, timed(events)))
 
 
 def divergences(observations: Iterable[Observation]) -> list[Divergence]:

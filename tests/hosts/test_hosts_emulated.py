@@ -14,7 +14,7 @@ from pytest_xenkvm.abi.numbers import U32_MAX, U64_MAX, EvtchnOp, HvmAttr, Hyper
 from pytest_xenkvm.core.profile import LINUX_7_3, PROFILES
 from pytest_xenkvm.hosts.emulated import FIRST_FD, EmulatedHost, EmulatedVm
 from pytest_xenkvm.hosts.protocol import CallOutcome, GuestCall, HostError, MsrOutcome
-from pytest_xenkvm.trace.events import Behind, MemorySlot, VcpuShape, VmShape
+from pytest_xenkvm.trace.events import MemorySlot, VcpuShape, VmShape
 
 PAGE = 4096
 MSR = 0x4000_0000
@@ -227,7 +227,7 @@ def test_a_call_that_depends_on_unseen_memory_has_no_outcome(vm: EmulatedVm) -> 
     unseen = call(Hypercall.vcpu_op, VcpuOp.set_singleshot_timer, 0, 0xFFFF_8000, unseen_memory=True)
     assert vm.hypercall(0, unseen) == CallOutcome()
     for data, outcome in ((bytes(8), CallOutcome(rax=0)), (bytes(7), CallOutcome())):
-        assert vm.hypercall(0, evolve(unseen, behind=(Behind(arg=2, data=data),))) == outcome
+        assert vm.hypercall(0, evolve(unseen, behind=((2, data),))) == outcome
 
 
 def test_a_wrmsr_ends_in_one_of_three_ways(vm: EmulatedVm) -> None:

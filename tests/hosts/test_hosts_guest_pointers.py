@@ -10,7 +10,6 @@ from pytest_xenkvm.core.hypercalls import UnseenMemory
 from pytest_xenkvm.core.memory import GuestMemory
 from pytest_xenkvm.hosts.guest_pointers import GuestPointers
 from pytest_xenkvm.hosts.protocol import GuestCall
-from pytest_xenkvm.trace.events import Behind
 
 PAGE = 4096
 GIB_4 = 1 << 32
@@ -61,7 +60,7 @@ def test_nothing_is_read_of_no_bytes() -> None:
 )
 def test_recorded_bytes_come_first(size: int, needed: int, data: bytes) -> None:
     """Bytes recorded behind an argument serve reads there; those that don't matter may be missing."""
-    members: dict[str, Any] = {"args": (0, 0, 77, 0, 0, 0), "behind": (Behind(arg=2, data=b"abcd"),)}
+    members: dict[str, Any] = {"args": (0, 0, 77, 0, 0, 0), "behind": ((2, b"abcd"),)}
     assert read(77, size, needed, **members) == data
     assert read(0, 1, **members) == b"\1"
 
@@ -69,7 +68,7 @@ def test_recorded_bytes_come_first(size: int, needed: int, data: bytes) -> None:
 def test_recorded_bytes_that_end_too_early() -> None:
     """If bytes that matter were not recorded, the read can't be answered, whatever the VM's memory holds."""
     with pytest.raises(UnseenMemory):
-        read(0, 5, behind=(Behind(arg=2, data=b"abcd"),))
+        read(0, 5, behind=((2, b"abcd"),))
 
 
 def test_memory_that_the_recorder_did_not_see() -> None:

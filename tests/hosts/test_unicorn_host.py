@@ -16,7 +16,7 @@ from pytest_xenkvm.hosts import replay_guest
 from pytest_xenkvm.hosts.protocol import GuestCall, HostError
 from pytest_xenkvm.hosts.replay_guest import INSTRUCTIONS
 from pytest_xenkvm.hosts.unicorn_host import UnicornHost, UnicornVm
-from pytest_xenkvm.trace.events import Behind, MemorySlot, VcpuShape, VmShape
+from pytest_xenkvm.trace.events import MemorySlot, VcpuShape, VmShape
 
 MEMORY: Final = 4 << 20
 MSR: Final = 0x4000_0000
@@ -172,7 +172,7 @@ def test_unseen_memory_stops_nothing() -> None:
         args=(8, 0, 0x1000, 0, 0, 0),
         longmode=True,
         cpl=0,
-        behind=(Behind(arg=2, data=bytes(8)),),
+        behind=((2, bytes(8)),),
         unseen_memory=True,
     )
     assert vm.hypercall(0, seen).rax == 0

@@ -17,6 +17,7 @@ from pytest_xenkvm.trace.events import (
     VcpuShape,
     VmShape,
     brief,
+    timed,
 )
 
 SHAPE = VmShape(
@@ -35,7 +36,7 @@ def test_what_came_before_is_kept_briefly() -> None:
     """A divergence carries the three events before it, of this vCPU, without what may be large."""
     noted = VcpuRun(vcpu=0, extra={"note": "x" * 100_000})
     events: list[Event] = [noted, noted, noted, noted, call(handled="kernel", rax=0)]
-    observations = list(kernel_replay(EmulatedHost(profile=LINUX_7_3), Header(vm=SHAPE), events))
+    observations = list(kernel_replay(EmulatedHost(profile=LINUX_7_3), Header(vm=SHAPE), timed(events)))
     (divergence,) = observations[-1].divergences
     assert (divergence.kind, divergence.expected, divergence.observed) == ("rax", 0, 2**64 - 1000)
     assert [place.index for place, _event in divergence.preceding] == [1, 2, 3]

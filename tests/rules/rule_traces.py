@@ -12,7 +12,8 @@ from pytest_xenkvm.abi.numbers import U32_MAX, VcpuAttr, VcpuOp, XenHvmFlag
 from pytest_xenkvm.abi.numbers import Hypercall as Nr
 from pytest_xenkvm.replay.observation import Observation, Place
 from pytest_xenkvm.rules.bundled import BUNDLED
-from pytest_xenkvm.rules.model import Context, Judge, Rule, State, Verdict
+from pytest_xenkvm.rules.judge import Judge
+from pytest_xenkvm.rules.model import Context, Rule, State, Verdict
 from pytest_xenkvm.trace import open_trace
 from pytest_xenkvm.trace.events import (
     Event,

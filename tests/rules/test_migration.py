@@ -16,8 +16,9 @@ from pytest_xenkvm.hosts.attribute_codec import attribute_type
 from pytest_xenkvm.hosts.emulated import EmulatedHost, EmulatedVm
 from pytest_xenkvm.replay.migration import Migration, Migrator
 from pytest_xenkvm.replay.observation import Observation, Place
+from pytest_xenkvm.rules.judge import Judge
 from pytest_xenkvm.rules.migration import RULES
-from pytest_xenkvm.rules.model import Context, Finding, Judge, Verdict
+from pytest_xenkvm.rules.model import Context, Finding, Verdict
 from pytest_xenkvm.rules.run import ReplayOptions, ReplayResult, run_trace
 from pytest_xenkvm.trace.events import Event, Header, Ioctl, MemorySlot, VcpuRun, VcpuShape, VmShape, Wait
 from pytest_xenkvm.vmm import Vm, Vmm

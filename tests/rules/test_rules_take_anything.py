@@ -28,7 +28,8 @@ import strategies as traces
 
 from pytest_xenkvm.replay.observation import Observation
 from pytest_xenkvm.rules.bundled import BUNDLED
-from pytest_xenkvm.rules.model import Context, Judge, State
+from pytest_xenkvm.rules.judge import Judge
+from pytest_xenkvm.rules.model import Context, State
 from pytest_xenkvm.trace.events import Event, Header, Ioctl
 
 SETUP: Final = (config(), set_port(0, 9), set_port(1, 9), set_id(0, 0))

@@ -10,7 +10,8 @@ from rule_traces import RULES, Item, check, config, get_id, happened, header, se
 from vmm_events import migrated, outbound, shared_info, timer
 
 from pytest_xenkvm.replay.observation import Place
-from pytest_xenkvm.rules.model import Checker, Context, Judge, Judged, Level, Rule
+from pytest_xenkvm.rules.judge import Judge
+from pytest_xenkvm.rules.model import Checker, Context, Judged, Level, Rule
 from pytest_xenkvm.trace.events import Ioctl
 
 IDS: Final = "migration.ids-before-timers"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 import pytest
+from attrs import evolve
 from rule_traces import Item, check, header, set_id
 from vmm_events import NO_SHARED_INFO, judged, outbound, route, send, shared_info, timer, vm_attr
 
@@ -67,6 +68,15 @@ def test_an_eventfd_has_no_priority() -> None:
     check(judged(TWO_LEVEL, EVENTFD), "not-exercised")
     check(judged(TARGET, EVENTFD), "not-exercised")
     check(judged(RANGE, EVENTFD), "held")
+
+
+@pytest.mark.parametrize(("rule", "lost"), [(TWO_LEVEL, {"priority": 0}), (RANGE, {}), (TARGET, {"vcpu": 9})])
+def test_events_of_recorded_vmms(rule: str, lost: dict[str, int]) -> None:
+    """Of those, which are many, only the ones that the kernel refused are looked at."""
+    sent = send(0 if rule == RANGE else 9, **lost)
+    check(judged(rule, sent, send(9), under_test=False), "not-exercised")
+    assert judged(rule, evolve(sent, ret=EINVAL), under_test=False).violations == 1
+    assert judged(FIRST, evolve(sent, ret=EINVAL), under_test=False).violations == 1
 
 
 def test_the_same_use_is_judged_once() -> None:

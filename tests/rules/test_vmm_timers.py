@@ -141,10 +141,9 @@ def test_flags_that_nobody_saw_may_have_asked_for_it() -> None:
 
 @pytest.mark.parametrize("past", [singleshot(-MS), singleshot(None), singleshot(-MS, longmode=False)])
 def test_a_past_timer_fires(past: Item) -> None:
-    """A behaviour sends the event before the call is over or right behind it, a recorded VMM behind it."""
+    """A behaviour sends the event before the call is over or right behind it."""
     check(judged(PAST, *READY, (9, send(PORT)), (9, past), (10, GOES_ON)), "held")
     check(judged(PAST, *READY, (9, past), (9, send(PORT)), (10, GOES_ON)), "held")
-    check(judged(PAST, *READY, past, send(PORT), GOES_ON, under_test=False), "held")
 
 
 def test_a_past_timer_that_does_not_fire() -> None:
@@ -302,10 +301,12 @@ def test_events_of_other_ports_are_no_timers() -> None:
     check(judged(STOP, *LEARNED, *RUNNING_THEN_STOPPED, (30, send(PORT + 1)), (30, at(20, GOES_ON))), "held")
 
 
-def test_the_port_of_a_recorded_vmm_is_not_learned() -> None:
-    """Recorded VMMs have devices, whose events can't be told from the timer's."""
+def test_recorded_vmms_are_not_judged_by_events() -> None:
+    """They have devices, whose events can't be told from a timer's."""
     items = (*LEARNED, *RUNNING_THEN_STOPPED, (30, send(PORT)), (30, at(20, GOES_ON)))
     check(judged(STOP, *items, under_test=False), "not-exercised")
+    check(judged(PAST, *READY, singleshot(-MS), GOES_ON, under_test=False), "not-exercised")
+    check(judged(DUE, *READY, SET_5_MS, at(300, GOES_ON), under_test=False), "not-exercised")
 
 
 def test_two_ports_at_once_teach_nothing() -> None:

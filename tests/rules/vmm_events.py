@@ -13,7 +13,8 @@ from pytest_xenkvm.abi.numbers import INVALID_GFN, U32_MAX, EvtchnOp, HvmAttr, V
 from pytest_xenkvm.abi.numbers import Hypercall as Nr
 from pytest_xenkvm.abi.xen_numbers import Virq
 from pytest_xenkvm.replay.observation import Observation, Place
-from pytest_xenkvm.rules.model import Context, Judge, Verdict
+from pytest_xenkvm.rules.judge import Judge
+from pytest_xenkvm.rules.model import Context, Verdict
 from pytest_xenkvm.trace.events import Behind, Header, Hypercall, Ioctl
 
 ARGUMENT: Final = 0x20_0000

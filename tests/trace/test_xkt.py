@@ -6,19 +6,21 @@ import json
 import os
 import tracemalloc
 from pathlib import Path
+from typing import Final
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from samples import EVENTS, HEADER, SAMPLE, calls, write_xkt
 from strategies import Trace, traces
 
-from pytest_xenkvm.abi.numbers import U64_MAX
 from pytest_xenkvm.trace import blocks, rows
 from pytest_xenkvm.trace.errors import Malformed, TraceError
-from pytest_xenkvm.trace.events import Event, Header, Hypercall, HypercallExit, Mem, Wait
+from pytest_xenkvm.trace.events import Behind, Event, Header, Hypercall, HypercallExit, Mem, Wait, at_time
 from pytest_xenkvm.trace.fields import encode_event
 from pytest_xenkvm.trace.jsonl import JsonlTrace, event_to_json, header_to_json
-from pytest_xenkvm.trace.rows import RowEncoder, plain_check, plain_hypercall, plain_row
+from pytest_xenkvm.trace.row_events import RowEvents
+from pytest_xenkvm.trace.rows import RowEncoder, plain_check, plain_row
+from pytest_xenkvm.trace.values import Unfit
 from pytest_xenkvm.trace.xkt import XktTrace, XktWriter
 
 many = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -59,24 +61,84 @@ def test_both_ways_to_a_plain_row_agree(trace: Trace) -> None:
             assert event.ts is not None
             general = RowEncoder().row("hypercall", encode_event(event, text=False), event.ts)
             assert general == row
-            assert plain_hypercall(row, event.ts) == event
+            assert at_time(RowEvents(header).event(row), event.ts) == event
 
 
-def test_rows_are_events_in_another_shape(tmp_path: Path) -> None:
-    """`rows()` gives plain hypercalls as 13 integers, with times to add up, and everything else as events."""
+def test_times_stand_beside_the_events(tmp_path: Path) -> None:
+    """`timed_events()` gives every event without its time, beside it."""
     trace = XktTrace(write_xkt(tmp_path / "t.xkt", [*EVENTS, *calls(5000), *EVENTS]))
-    rebuilt: list[Event] = []
-    ts = 0
-    for row in trace.rows():
-        if isinstance(row, tuple):
-            assert len(row) == rows.PLAIN
-            ts = (ts + row[rows.TS]) & U64_MAX
-            rebuilt.append(plain_hypercall(row, ts))
-        else:
-            ts = ts if row.ts is None else row.ts
-            rebuilt.append(row)
-    assert rebuilt == [*EVENTS, *calls(5000), *EVENTS]
-    assert sum(isinstance(row, tuple) for row in trace.rows()) == 5004
+    pairs = list(trace.timed_events())
+    assert [at_time(event, ts) for ts, event in pairs] == [*EVENTS, *calls(5000), *EVENTS]
+    assert {event.ts for _ts, event in pairs} == {None}
+
+
+def test_events_that_differ_in_time_only_are_one_object(tmp_path: Path) -> None:
+    """Stores and ioctls that come again are decoded once; hypercalls each time."""
+    store, other = Mem(op="write", gpa=1, data=b"x"), Mem(op="write", gpa=2, data=b"x")
+    (call,) = calls(1)
+    repeated = [at_time(event, ts) for ts, event in enumerate([store, other, call] * 3)]
+    trace = XktTrace(write_xkt(tmp_path / "t.xkt", repeated))
+    stores = [event for _ts, event in trace.timed_events() if isinstance(event, Mem)]
+    assert [id(event) for event in stores] == [id(stores[0]), id(stores[1])] * 3
+    assert list(trace.events()) == repeated
+
+
+BEHIND: Final = {
+    "bytes": Behind(arg=5, data=b"abc"),
+    "clock": Behind(arg=2, data=bytes(9), now_plus_at=((1, -(1 << 63)),)),
+    "no data": Behind(arg=0, data=b""),
+    "number beside": Behind(arg=2, data=bytes(8), now_plus_at=((0, 5),), extra={"abs_ns": 7, "b": -1}),
+    "text beside": Behind(arg=2, data=bytes(8), extra={"abs_ns": "7"}),
+    "bool beside": Behind(arg=2, data=bytes(8), extra={"late": True}),
+    "two clocks": Behind(arg=2, data=bytes(16), now_plus_at=((0, 5), (8, 5))),
+}
+
+
+@pytest.mark.parametrize("items", [*((item,) for item in BEHIND.values()), tuple(BEHIND.values()), ()])
+def test_what_lies_behind_comes_back(tmp_path: Path, items: tuple[Behind, ...]) -> None:
+    """Bytes behind pointers come back equal, of the same types, whether a quick way reads them or not."""
+    event = Hypercall(
+        ts=0, vcpu=0, longmode=True, cpl=0, nr=1, args=(0,) * 6, handled="kernel", rax=0, behind=items
+    )
+    (read,) = XktTrace(write_xkt(tmp_path / "t.xkt", [event])).events()
+    assert repr(read) == repr(event)
+
+
+SHAPES: Final = (("behind",), ("arg", "data", "now_plus_at"), ("arg", "data"), ("arg", "data", "n"))
+ITEM: Final = (1, 2, bytes(8), (None, (None, 0, 5)))
+
+
+@pytest.mark.parametrize(
+    ("rest", "complaint"),
+    [
+        ((0, (None, (1, 6, bytes(8), (None,)))), "behind[0].arg is 6"),
+        ((0, (None, (1, True, bytes(8), (None,)))), "behind[0].arg is true"),
+        ((0, (None, (1, 2, "text", (None,)))), "behind[0].data is 'text'"),
+        ((0, (None, (1, 2, bytes(8), 5))), "now_plus_at is 5"),
+        ((0, (None, (1, 2, bytes(8), (None, (None, 1, 5))))), "names 8 bytes at 1"),
+        ((0, (None, (1, 2, bytes(8), (None, (None, -1, 5))))), "names 8 bytes at -1"),
+        (
+            (0, (None, (1, 2, bytes(8), (None, (None, 0, 1 << 63))))),
+            "now_plus_at[0][1] is 9223372036854775808",
+        ),
+        ((0, (None, (1, 2, bytes(8), (None, (None, True, 5))))), "now_plus_at[0][0] is true"),
+        ((0, (None, (1, 2, bytes(8)))), "2 values for its 3 keys"),
+        ((0, (None, (2, 2, bytes(8), 5))), "3 values for its 2 keys"),
+        ((0, (None, (4, 2, bytes(8)))), "shape is 4, which is not defined"),
+        ((0, (2, ITEM)), "1 values for its 2 keys"),
+        ((None, (None, ITEM)), "14th field"),
+        ("ab", "14th field"),
+        (5, "14th field"),
+    ],
+)
+def test_what_lies_behind_is_checked(rest: object, complaint: str) -> None:
+    """A row that almost is what the quick way reads is refused with the general way's words."""
+    decoder = RowEvents(HEADER)
+    for shape in SHAPES:
+        decoder.define((rows.SHAPE, *shape))
+    with pytest.raises(Unfit) as refused:
+        decoder.event((rows.HYPERCALL, 0, 0, rows.KERNEL | rows.RAX_KNOWN, 0, 1, *range(6), 0, rest))
+    assert complaint in str(refused.value)
 
 
 def test_exit_that_repeats_the_call_takes_no_room(tmp_path: Path) -> None:
@@ -89,9 +151,9 @@ def test_exit_that_repeats_the_call_takes_no_room(tmp_path: Path) -> None:
         Hypercall(ts=1, vcpu=0, longmode=True, cpl=0, nr=17, args=args, handled="userspace", exit=left, rax=0)
         for left in (as_passed, changed, more, None)
     ]
-    trace = XktTrace(write_xkt(tmp_path / "t.xkt", events))
-    assert [type(row) for row in trace.rows()] == [tuple, Hypercall, Hypercall, tuple]
-    assert list(trace.events()) == events
+    plain = plain_check(HEADER)
+    assert [plain(plain_row(event, 0)) for event in events] == [True, False, False, True]
+    assert list(XktTrace(write_xkt(tmp_path / "t.xkt", events)).events()) == events
 
 
 def test_listing_needs_no_event(tmp_path: Path) -> None:
@@ -126,7 +188,7 @@ def test_reading_holds_a_block_and_not_the_file(tmp_path: Path) -> None:
         trace = XktTrace(write_xkt(tmp_path / "t.xkt", calls(count)))
         tracemalloc.start()
         try:
-            assert sum(1 for _row in trace.rows()) == count
+            assert sum(1 for _event in trace.timed_events()) == count
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()

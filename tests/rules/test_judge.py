@@ -1,0 +1,111 @@
+"""The judge makes short work of hypercalls that come again and again, and comes to the same verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Final
+
+import pytest
+from attrs import define, evolve
+from rule_traces import EINVAL, RULES, arm, config, golden, header, set_id, set_port
+
+from pytest_xenkvm.replay.observation import Observation, Place
+from pytest_xenkvm.rules.bundled import BUNDLED
+from pytest_xenkvm.rules.judge import Judge
+from pytest_xenkvm.rules.model import Checker, Context, Rule, Verdict
+from pytest_xenkvm.rules.run import ReplayOptions, ReplayResult, TraceSource, run_trace
+from pytest_xenkvm.trace import open_trace
+from pytest_xenkvm.trace.events import Event, Hypercall
+
+BOOTS: Final = ("@linux-boot", "@linux-boot-1vcpu", "@linux-boot-7.2", "@linux-boot-7.3")
+GOLDENS: Final = (
+    "linux-7.3/directed/singleshot-id",
+    "linux-7.3/directed/set-timer-op",
+    "linux-7.2/directed/vcpu-id-default",
+    "linux-6.12/directed/singleshot-id",
+)
+PROFILES: Final = ("linux-6.12", "linux-7.3")
+
+
+def both_ways(trace: TraceSource, profile: str) -> tuple[ReplayResult, ReplayResult, int]:
+    """The result with every observation made, that with as few as possible, and how many all are."""
+    seen: list[Observation] = []
+    options = ReplayOptions(profile=profile)
+    watched = run_trace(trace, BUNDLED, options, observer=seen.append)
+    return watched, run_trace(trace, BUNDLED, options), len(seen)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("name", [*BOOTS, *GOLDENS])
+def test_nobody_looking_changes_nothing(name: str, profile: str) -> None:
+    """Counts, divergences, verdicts and findings are the same whether or not all observations are made."""
+    trace = open_trace(name) if name.startswith("@") else golden(name)
+    watched, unwatched, seen = both_ways(trace, profile)
+    assert watched == unwatched
+    assert watched.events == seen
+
+
+@define
+class _HoldsUntilViolated(Checker):
+    """Holds for calls that name vCPU 0, until one names another: what only a violation changes."""
+
+    alike: ClassVar[bool] = True
+
+    def observe(self, observation: Observation) -> None:
+        """Look at whom the call names."""
+        event = observation.event
+        assert isinstance(event, Hypercall)
+        if event.args[1]:
+            self.violate(observation, "named another")
+        elif not self.violations:
+            self.hold()
+
+
+UNTIL_VIOLATED: Final = evolve(RULES["vcpu-id.unique"], checker=_HoldsUntilViolated)
+CLASH: Final = (set_id(0, 0), set_id(1, 1), set_port(0, 7), *[arm(0, 0)] * 3, set_id(1, 0), arm(0, 0))
+
+
+def judged(rule: Rule, events: Sequence[Event], *, all_observed: bool) -> Verdict:
+    """The verdict when every event is observed, or only those that are wanted."""
+    judge = Judge((rule,), Context(header=header(), max_vcpus=4096, vmm_under_test=False))
+    for index, event in enumerate(events):
+        wants = judge.wants_call if isinstance(event, Hypercall) else judge.wants
+        if all_observed or wants(event):  # type: ignore[arg-type]
+            judge.observe(Observation(place=Place(index), event=event))
+    (verdict,) = judge.verdicts()
+    return verdict
+
+
+@pytest.mark.parametrize(
+    ("rule", "events", "exercised", "violations"),
+    [
+        (RULES["vcpu-id.unique"], (config(), *CLASH), 4, 1),
+        (UNTIL_VIOLATED, [*[arm(0, 0)] * 4, arm(0, 1), *[arm(0, 0)] * 4], 5, 1),
+        (UNTIL_VIOLATED, [arm(0, 0)] * 9, 9, 0),
+    ],
+    ids=["an ioctl", "a violation", "nothing"],
+)
+def test_what_comes_between_counts(
+    rule: Rule, events: Sequence[Event], exercised: int, violations: int
+) -> None:
+    """Calls that come again are judged anew when the VMM set something up, or a rule was violated."""
+    for all_observed in (True, False):
+        verdict = judged(rule, events, all_observed=all_observed)
+        assert (verdict.exercised, verdict.violations) == (exercised, violations)
+
+
+def test_a_call_that_came_twice_needs_no_observation() -> None:
+    """The third one like it is counted without being looked at; another outcome is looked at."""
+    judge = Judge(BUNDLED, Context(header=header(), max_vcpus=4096, vmm_under_test=False))
+    for index, event in enumerate((config(), set_id(0, 0), set_port(0, 7))):
+        judge.observe(Observation(place=Place(index), event=event))
+    call = arm(0, 0)
+    wanted = []
+    for index in range(4):
+        wanted.append(judge.wants_call(call))
+        if wanted[-1]:
+            judge.observe(Observation(place=Place(3 + index), event=call))
+    assert wanted == [True, True, False, False]
+    assert judge.wants_call(arm(0, 0, result=EINVAL))
+    own_id = next(v for v in judge.verdicts() if v.rule.id == "forwarded-timers.own-id-in-kernel")
+    assert own_id.exercised == len(wanted)
