@@ -13,9 +13,9 @@ from emulated_vms import HIGH_MEMORY, SHAPE, RefusingVm, make_vm
 from pytest_xenkvm.abi import ioctls
 from pytest_xenkvm.abi.numbers import HvmAttr, VcpuAttr
 from pytest_xenkvm.hosts.protocol import GuestCall
-from pytest_xenkvm.replay.ioctl_bytes import Names, as_event
 from pytest_xenkvm.vmm import KvmError, Route, RunstateInfo, TimerSetting, Vcpu, Vm
 from pytest_xenkvm.vmm.files import IoctlMade
+from pytest_xenkvm.vmm.ioctl_bytes import Names, as_event
 
 OFF: Final = 2**64 - 1
 PRIORITY: Final = 2**32 - 1
