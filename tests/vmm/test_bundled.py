@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Final
 
 import pytest
 from bundled_replays import BOOTS, DUTIES, KERNELS, goldens, judged, violations
 from duties_guest import HEADER, events
+from test_bundled_qemu import FORWARDED
 
+from pytest_xenkvm.cli.main import run
 from pytest_xenkvm.rules.bundled import BUNDLED as RULES
 from pytest_xenkvm.rules.model import Judged
 from pytest_xenkvm.rules.profiles import choose_profile
@@ -108,3 +111,29 @@ def test_the_trace_is_that_of_its_guest(tmp_path: Path) -> None:
     bundled = open_trace(DUTIES)
     assert (tmp_path / "again.xkt").read_bytes() == bundled.path.read_bytes()
     assert [*bundled.events()] == [*events()]
+
+
+def test_the_page_lists_them() -> None:
+    """docs/reference/behaviours.md has a row for each, with what its class says of itself."""
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "behaviours.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\w.-]+)` \| (.*) \|$", page, re.MULTILINE)
+    assert [name for name, _words in rows] == [*BUNDLED]
+    broken = {name: words for name, words in rows if name.startswith("broken-")}
+    assert broken == {
+        f"broken-{rule}": (made.__doc__ or "").partition("\n")[0] for rule, made in BROKEN.items()
+    }
+
+
+def test_the_page_s_numbers_are_those_that_are_measured() -> None:
+    """Its table of answers is the one that the tests of `qemu` hold."""
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "behaviours.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(@[\w.-]+)` \| (\d+) \| (\d+) \| (\d+) \|$", page, re.MULTILINE)
+    assert {name: tuple(map(int, numbers)) for name, *numbers in rows} == FORWARDED
+
+
+def test_the_page_s_commands_do_what_it_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    """Both of them print the lines that it shows."""
+    assert run(["replay", "@linux-boot", "--vmm", "qemu", "--until", "2000"]) == 0
+    assert "hypercalls, VMM Qemu\n" in capsys.readouterr().out
+    assert run(["replay", "@vmm-duties", "--vmm", "broken-timers.stop-cancels"]) == 1
+    assert "\ntimers.stop-cancels (MUST): violated 2 of 2 times\n" in capsys.readouterr().out

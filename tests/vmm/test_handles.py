@@ -158,7 +158,13 @@ NO_IOCTLS: Final = {
     *("Vm.ioctl", "Vcpu.ioctl", "Vm.on"),  # carry the others
     *("Vm.open_eventfd", "Vm.read_eventfd", "Vm.write_eventfd"),
     *("Vm.read_memory", "Vm.write_memory", "Vm.gpa_to_hva", "Vm.hva_to_gpa"),
-    *("Vcpu.read_virtual", "Vcpu.write_virtual", "Vcpu.start_vmm_timer", "Vcpu.stop_vmm_timer"),
+    *(
+        "Vcpu.read_virtual",
+        "Vcpu.write_virtual",
+        "Vcpu.translate",
+        "Vcpu.start_vmm_timer",
+        "Vcpu.stop_vmm_timer",
+    ),
 }
 
 

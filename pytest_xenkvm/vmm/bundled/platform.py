@@ -21,7 +21,6 @@ from pytest_xenkvm.abi.xen_numbers import (
 )
 from pytest_xenkvm.core.errors import KvmError
 from pytest_xenkvm.vmm.bundled.calls import WORD, Call
-from pytest_xenkvm.vmm.bundled.minimal import XEN_VERSION
 from pytest_xenkvm.vmm.bundled.state import State, as_answer
 
 XENSTORE_PORT: Final = 1
@@ -52,10 +51,7 @@ Handler = Callable[[State, Call], int]
 
 
 def xen_version(_state: State, call: Call) -> int:
-    """XENVER_version, which the kernel serves, and the features; nothing else."""
-    if call.xen_exit.params[0] == XenVer.version:
-        major, minor = XEN_VERSION
-        return major << 16 | minor
+    """The features; the kernel serves XENVER_version, and there is nothing else."""
     if call.op != XenVer.get_features:
         return -ENOSYS
     index, _submap = call.read(1, _FEATURE_INFO)
@@ -126,9 +122,7 @@ def _set_upcall_vector(state: State, call: Call) -> int:
 
 
 def sched_op(_state: State, call: Call) -> int:
-    """Yield and poll, which the kernel serves, and shutdown, which a replay only notes."""
-    if call.op in (SchedOp.yield_, SchedOp.poll):
-        return 0
+    """Shutdown, which a replay only notes; the kernel serves yield and poll."""
     if call.op != SchedOp.shutdown:
         return -ENOSYS
     (reason,) = call.read(1, WORD)
