@@ -71,6 +71,10 @@ def _words(docstring: str | None) -> str:
     return "".join(piece if piece.startswith("`") else piece.replace("<", r"\<") for piece in pieces)
 
 
+def _options_as_code(text: str) -> str:
+    return re.sub(r"(?<![`\w-])--[\w-]+", r"`\g<0>`", text)
+
+
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     def line(cells: Iterable[str]) -> str:
         return f"| {' | '.join(' '.join(cell.split()).replace('|', chr(92) + '|') for cell in cells)} |\n"
@@ -216,13 +220,15 @@ class Asked:
     def addoption(self, *names: str, **said: Any) -> None:
         """Keep an option: how it is written, and its help."""
         value = f" {said['metavar']}" if "metavar" in said else ""
-        self.options.append((", ".join(f"`{name}{value}`" for name in names), said["help"]))
+        if "choices" in said:
+            value = f" {'|'.join(said['choices'])}"
+        self.options.append((", ".join(f"`{name}{value}`" for name in names), _options_as_code(said["help"])))
 
     def addini(self, name: str, text: str, kind: str | None = None, default: Any = None) -> None:
         """Keep a setting of the ini file: name, type, default, help."""
         kinds = {None: "text", "string": "text", "linelist": "lines", "bool": "true or false"}
         shown = "none" if default in (None, "", []) else f"`{default}`"
-        self.settings.append((f"`{name}`", kinds.get(kind, str(kind)), shown, text))
+        self.settings.append((f"`{name}`", kinds.get(kind, str(kind)), shown, _options_as_code(text)))
 
 
 def options_page() -> str:
@@ -247,7 +253,7 @@ An option goes before its setting.
 
 ## Markers
 
-{_table(["marker", "meaning"], [(f"`{name}`", text) for name, text in markers])}"""
+{_table(["marker", "meaning"], [(f"`{name}`", _options_as_code(text)) for name, text in markers])}"""
 
 
 def fixtures_page() -> str:
