@@ -23,6 +23,7 @@ html_title = f"{project} {release}"
 html_copy_source = False
 
 NAVIGATION = {
+    "Tutorial": ["tutorial"],
     "How to": ["how-to/*"],
     "Reference": [
         "reference/plugin",

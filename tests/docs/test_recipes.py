@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 from pytest_xenkvm.cli.main import COMMANDS, run
 from pytest_xenkvm.core.profile import PROFILES
