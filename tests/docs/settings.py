@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gzip
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+import pytest
 from pages import ROOT, blocks
 
 from pytest_xenkvm.trace import open_trace, write_trace
@@ -34,9 +36,21 @@ def _the_forgetful_vmm(folder: Path) -> None:
     (folder / "conftest.py").write_text(first.text)
 
 
+def _the_adapter(folder: Path) -> None:
+    """Build the one in C, under the names that the pages give it."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    for name in ("minimal", "my-vmm-adapter"):
+        source = ROOT / "docs" / "adapters" / "minimal.c"
+        subprocess.run([compiler, "-o", folder / name, source], check=True)
+
+
 SETTINGS: Final[dict[tuple[str, str], Callable[[Path], None]]] = {
     ("README.md", "console"): _the_forgetful_vmm,
     ("README.md", "sh"): _a_recording,
+    ("docs/adapters/README.md", "console"): _the_adapter,
+    ("docs/reference/adapter-protocol.md", "console"): _the_adapter,
     ("docs/how-to/record-a-guest.md", "sh"): _a_recording,
     ("docs/reference/importers.md", "python"): _a_recording,
     ("docs/reference/trace-format.md", "python"): _traces_of_both_formats,

@@ -19,7 +19,7 @@ def test_its_suite_is_green_and_finds_a_forgotten_id(shell: Shell) -> None:
     output = shell.run("pytest")
     assert "VMM under test: small-vmm 0.3" in output
     assert "\nlinux-boot.xkt ." in output
-    assert "\ntests/test_timers.py ....  " in output
+    assert "\ntests/test_timers.py ... " in output
     _check_that_it_offers_itself(shell)
 
     source = shell.folder / "src" / "small_vmm" / "xen.py"
@@ -32,7 +32,6 @@ def test_its_suite_is_green_and_finds_a_forgotten_id(shell: Shell) -> None:
     assert failed == {
         "linux-boot.xkt::vcpu-id.set-before-timers",
         "tests/test_timers.py::test_every_vcpu_has_an_id_and_a_port",
-        "tests/test_timers.py::test_no_timer_call_is_forwarded[linux-6.12]",
         "tests/test_timers.py::test_no_timer_call_is_forwarded[linux-7.2]",
         "tests/test_timers.py::test_no_timer_call_is_forwarded[linux-7.3]",
     }
