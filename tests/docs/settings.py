@@ -6,7 +6,6 @@ import gzip
 import shutil
 import subprocess
 import sys
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
