@@ -12,7 +12,7 @@ It shows what observations hold and what follows from them, and nothing that nob
   unless it was armed anew or stopped before that. There the kernel fires it; no recorder sees the firing. A
   timeout that was not recorded relative to the guest's clock has no *expired*.
 - *Taken* is an interrupt vector (`irq`). Where a recorder saw none, *acknowledged* shows that the guest
-  cleared evtchn_upcall_pending or evtchn_pending_sel in its vcpu_info: it had an upcall since the mark before.
+  cleared evtchn_upcall_pending or evtchn_pending_sel in its vcpu_info: it had an upcall since the one before.
 """
 
 from __future__ import annotations
