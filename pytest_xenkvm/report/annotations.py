@@ -19,7 +19,7 @@ FileOf = Callable[[Mapping[str, Any]], str | None]
 """The path of a replay's trace, relative to the checkout; None if it is not in there."""
 
 
-def annotations(report: Mapping[str, Any], file_of: FileOf) -> Iterator[str]:
+def workflow_commands(report: Mapping[str, Any], file_of: FileOf) -> Iterator[str]:
     """The commands, one a line: errors first, then warnings, which are violations of SHOULD rules."""
     for command, found in (("error", _errors(report)), ("warning", _violated(report, "SHOULD"))):
         for replay, title, message, line in islice(found, MAX_SHOWN):
