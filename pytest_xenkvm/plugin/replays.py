@@ -10,7 +10,7 @@ from attrs import define, field, frozen
 from pytest_xenkvm.hosts.protocol import HostError
 from pytest_xenkvm.plugin.observing import Watched, run_observed
 from pytest_xenkvm.plugin.session import hooked_profiles, settings
-from pytest_xenkvm.plugin.timelines import Timeline, new_timeline
+from pytest_xenkvm.plugin.timelines import new_timeline, timeline_json
 from pytest_xenkvm.replay.errors import ReplayError
 from pytest_xenkvm.report.json_result import JsonObject
 from pytest_xenkvm.rules.model import Rule
@@ -47,7 +47,7 @@ class Replays:
         return self.watched.trace
 
     _done: dict[str, ReplayResult | Told] = field(factory=dict, init=False)
-    _timelines: dict[str, Timeline] = field(factory=dict, init=False)
+    _timelines: dict[str, JsonObject] = field(factory=dict, init=False)
 
     def outcome(self, parameters: str, behaviour: VmmBehaviour | None) -> ReplayResult | str | Told:
         """The result, or one sentence why there is none; from the second time on that is `Told`.
@@ -65,10 +65,10 @@ class Replays:
             behaviour=behaviour,
         )
         try:
-            timeline = new_timeline(self.watched.config)
+            timeline = new_timeline(self.watched.config, self.trace.header)
             result = run_observed(self.watched, self.rules, options, timeline)
             if timeline is not None:
-                self._timelines[parameters] = timeline
+                self._timelines[parameters] = timeline_json(timeline, result)
         except (TraceError, ReplayError, HostError) as error:
             self._done[parameters] = Told(str(error))
             return str(error)
@@ -81,8 +81,7 @@ class Replays:
 
     def take_timeline(self, parameters: str) -> JsonObject | None:
         """What the vCPUs did, if reports show that; for the first who asks."""
-        timeline = self._timelines.pop(parameters, None)
-        return None if timeline is None else timeline.as_json()
+        return self._timelines.pop(parameters, None)
 
 
 def _without_ours(traceback: TracebackType | None) -> TracebackType | None:
