@@ -32,14 +32,14 @@ class MemoryArea:
     """As the VMM gave it; INVALID_GPA if the area was given by host address."""
     hva: int = 0
     """As the VMM gave it; 0 if the area was given by guest address."""
-    backing: int | None = None
-    """Guest address of the bytes; None while the area is not usable."""
+    mapped: memoryview | None = None
+    """The bytes from the area's start to the end of its page; None while the area is not usable."""
 
     def activate_gpa(self, memory: GuestMemory, gpa: int, size: int) -> None:
         """Map `size` bytes at guest address `gpa`; raises KvmError -EINVAL or -EFAULT as above."""
         _check_one_page(gpa, size)
         self.active, self.gpa, self.hva = True, gpa, 0
-        self._map(gpa if memory.has(gpa, size) else None)
+        self._map(memory, gpa if memory.has(gpa, size) else None)
 
     def activate_hva(self, memory: GuestMemory, hva: int, size: int) -> None:
         """Map `size` bytes at host address `hva`; raises KvmError -EINVAL or -EFAULT as above."""
@@ -47,21 +47,21 @@ class MemoryArea:
         if not is_user_range(hva, size):
             raise KvmError(EINVAL)
         self.active, self.gpa, self.hva = True, INVALID_GPA, hva
-        self._map(memory.hva_to_gpa(hva, size))
+        self._map(memory, memory.hva_to_gpa(hva, size))
 
     def deactivate(self) -> None:
         """Switch the area off."""
-        self.active, self.gpa, self.hva, self.backing = False, INVALID_GPA, 0, None
+        self.active, self.gpa, self.hva, self.mapped = False, INVALID_GPA, 0, None
 
-    def usable(self) -> int:
-        """Guest address of the bytes; raises KvmError -EINVAL if off, -EFAULT if refused."""
-        if self.backing is None:
+    def usable(self) -> memoryview:
+        """The bytes; raises KvmError -EINVAL if off, -EFAULT if refused."""
+        if self.mapped is None:
             raise KvmError(EFAULT if self.active else EINVAL)
-        return self.backing
+        return self.mapped
 
-    def _map(self, backing: int | None) -> None:
-        self.backing = backing
-        if backing is None:
+    def _map(self, memory: GuestMemory, gpa: int | None) -> None:
+        self.mapped = None if gpa is None else memory.view(gpa, PAGE_SIZE - gpa % PAGE_SIZE)
+        if self.mapped is None:
             raise KvmError(EFAULT)
 
 

@@ -27,12 +27,10 @@ def write_wall_clock(vm: VmState) -> None:
     The version goes through an odd value and ends even: ((v + 1) | 1) + 1 of what the page holds. Raises
     KvmError if shared_info is off (-EINVAL) or refused (-EFAULT).
     """
-    base = vm.shared_info.usable()
-    place = base + vm.layout.wall_clock
+    page, place = vm.shared_info.usable(), vm.layout.wall_clock
     seconds, ns = divmod(vm.boot_time_ns, _NS_PER_S)
-    version = _next_even_version(vm, place)
-    vm.memory.write(place, WALL_CLOCK.pack(version, seconds & U32_MAX, ns))
-    vm.memory.write(base + vm.layout.wall_clock_sec_hi, U32.pack(seconds >> 32 & U32_MAX))
+    WALL_CLOCK.pack_into(page, place, _next_even_version(page, place), seconds & U32_MAX, ns)
+    U32.pack_into(page, vm.layout.wall_clock_sec_hi, seconds >> 32 & U32_MAX)
     if vm.profile.shared_info_updates_clocks:
         for vcpu in vm.vcpus:
             vcpu.master_clock_due = True
@@ -50,23 +48,22 @@ def update_vcpu_clocks(vm: VmState, vcpu: VcpuState) -> None:
     if not vcpu.clock_update_due:
         return
     vcpu.clock_update_due = False
-    info, time_info = vcpu.vcpu_info.backing, vcpu.time_info.backing
-    stopped = 0 if info is None else _write_clock(vm, info + VCPU_INFO_TIME, 0)
+    info, time_info = vcpu.vcpu_info.mapped, vcpu.time_info.mapped
+    stopped = 0 if info is None else _write_clock(vm, info, VCPU_INFO_TIME, 0)
     if time_info is not None:
-        _write_clock(vm, time_info, stopped if vm.profile.guest_stopped_bleeds else 0)
+        _write_clock(vm, time_info, 0, stopped if vm.profile.guest_stopped_bleeds else 0)
 
 
-def _write_clock(vm: VmState, place: int, stopped: int) -> int:
+def _write_clock(vm: VmState, area: memoryview, place: int, stopped: int) -> int:
     """Write one pvclock structure; its PVCLOCK_GUEST_STOPPED, or `stopped`, stays set, and is returned."""
-    found = VCPU_TIME_INFO.unpack(vm.memory.read_backed(place, VCPU_TIME_INFO.size))[-1]
+    found = VCPU_TIME_INFO.unpack_from(area, place)[-1]
     stopped |= found & PVCLOCK_GUEST_STOPPED
     stable = 0 if vm.config.flags & XenHvmFlag.PVCLOCK_TSC_UNSTABLE else PVCLOCK_TSC_STABLE
-    version, flags = _next_even_version(vm, place), stable | stopped
-    clock = VCPU_TIME_INFO.pack(version, 0, vm.now, vm.now, _TSC_MUL_1GHZ, _TSC_SHIFT_1GHZ, flags)
-    vm.memory.write(place, clock)
+    clock = (_next_even_version(area, place), 0, vm.now, vm.now, _TSC_MUL_1GHZ, _TSC_SHIFT_1GHZ)
+    VCPU_TIME_INFO.pack_into(area, place, *clock, stable | stopped)
     return stopped
 
 
-def _next_even_version(vm: VmState, place: int) -> int:
-    version: int = U32.unpack(vm.memory.read_backed(place, U32.size))[0]
+def _next_even_version(area: memoryview, place: int) -> int:
+    version: int = U32.unpack_from(area, place)[0]
     return (version + 1 | 1) + 1 & U32_MAX

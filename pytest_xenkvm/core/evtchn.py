@@ -45,9 +45,9 @@ def deliver(vm: VmState, port: int, vcpu_id: int) -> Delivery:
     if vcpu is None or port >= layout.max_ports:
         raise KvmError(EINVAL)
     shared_info = vm.shared_info.usable()
-    if vm.memory.test_and_set_bit(shared_info + EVTCHN_PENDING, port):
+    if _test_and_set(shared_info, EVTCHN_PENDING, port):
         return Delivery.COALESCED
-    if vm.memory.test_bit(shared_info + layout.evtchn_mask, port):
+    if _test(shared_info, layout.evtchn_mask, port):
         _wake_poller(vcpu, port)
         return Delivery.MASKED
     _select(vm, vcpu, port // layout.word_bits)
@@ -74,35 +74,34 @@ def merge_deferred(vm: VmState, vcpu: VcpuState) -> None:
     Only with a hypercall MSR configured. 64-bit layout: all bits move. 32-bit layout: bits above 31 don't
     fit and stay, and every pass sets evtchn_upcall_pending again.
     """
-    base = vcpu.vcpu_info.backing
-    if not vcpu.deferred_sel or not vm.xen_enabled or base is None:
+    info = vcpu.vcpu_info.mapped
+    if not vcpu.deferred_sel or not vm.xen_enabled or info is None:
         return
-    word = vm.layout.word_bits
+    word, start = vm.layout.word_bits, vm.layout.pending_sel
     movable = vcpu.deferred_sel & ((1 << word) - 1)
-    selector = base + vm.layout.pending_sel
-    found = int.from_bytes(vm.memory.read_backed(selector, word // _BYTE_BITS), "little")
-    vm.memory.write(selector, (found | movable).to_bytes(word // _BYTE_BITS, "little"))
+    selector = info[start : start + word // _BYTE_BITS]
+    selector[:] = (int.from_bytes(selector, "little") | movable).to_bytes(len(selector), "little")
     vcpu.deferred_sel &= ~movable
-    vm.memory.write(base + VCPU_INFO_UPCALL_PENDING, b"\1")
+    info[VCPU_INFO_UPCALL_PENDING] = 1
     if vcpu.upcall_vector:
         request_upcall_vector(vm, vcpu)
 
 
 def is_pending(vm: VmState, port: int) -> bool:
     """Whether the port's pending bit is set; shared_info must be usable."""
-    return vm.memory.test_bit(vm.shared_info.usable() + EVTCHN_PENDING, port)
+    return _test(vm.shared_info.usable(), EVTCHN_PENDING, port)
 
 
 def _select(vm: VmState, vcpu: VcpuState, word: int) -> None:
-    base = vcpu.vcpu_info.backing
-    if base is None:
+    info = vcpu.vcpu_info.mapped
+    if info is None:
         if not vcpu.deferred_sel & 1 << word:
             vcpu.deferred_sel |= 1 << word
             vcpu.kicked = True
         return
-    if vm.memory.test_and_set_bit(base + vm.layout.pending_sel, word):
+    if _test_and_set(info, vm.layout.pending_sel, word):
         return
-    vm.memory.write(base + VCPU_INFO_UPCALL_PENDING, b"\1")
+    info[VCPU_INFO_UPCALL_PENDING] = 1
     vcpu.kicked = True
     if vcpu.upcall_vector:
         request_upcall_vector(vm, vcpu)
@@ -111,3 +110,14 @@ def _select(vm: VmState, vcpu: VcpuState, word: int) -> None:
 def _wake_poller(vcpu: VcpuState, port: int) -> None:
     if vcpu.polling in (port, ANY_PORT):
         vcpu.kicked = True
+
+
+def _test(area: memoryview, start: int, bit: int) -> bool:
+    return area[start + bit // _BYTE_BITS] >> bit % _BYTE_BITS & 1 == 1
+
+
+def _test_and_set(area: memoryview, start: int, bit: int) -> bool:
+    place, mask = start + bit // _BYTE_BITS, 1 << bit % _BYTE_BITS
+    byte = area[place]
+    area[place] = byte | mask
+    return byte & mask != 0

@@ -23,10 +23,10 @@ def request_upcall_vector(vm: VmState, vcpu: VcpuState) -> None:
 
 def upcall_is_pending(vm: VmState, vcpu: VcpuState) -> bool:
     """Whether the VM-wide upcall vector is raised on this vCPU."""
-    base = vcpu.vcpu_info.backing
-    if not vm.upcall_vector or base is None or not (vm.xen_enabled and vm.has_local_apic):
+    info = vcpu.vcpu_info.mapped
+    if not vm.upcall_vector or info is None or not (vm.xen_enabled and vm.has_local_apic):
         return False
-    return vm.memory.read(base + VCPU_INFO_UPCALL_PENDING, 1) != b"\0"
+    return info[VCPU_INFO_UPCALL_PENDING] != 0
 
 
 def next_vector(vm: VmState, vcpu: VcpuState) -> int | None:

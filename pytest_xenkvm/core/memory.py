@@ -7,16 +7,12 @@ Each slot also has a host virtual address range, as a VMM's mapping of guest mem
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, Protocol, cast, overload
+from typing import Any, Final, Protocol, cast
 
 from attrs import field, frozen
 
 HVA_BASE: Final = 0x7E00_0000_0000
 """Host virtual address of the first slot; the others follow it without gaps."""
-
-_BYTE_SHIFT: Final = 3
-_BIT_IN_BYTE: Final = 7
-_MASKS: Final = tuple(1 << bit for bit in range(8))
 
 HVA_LIMIT: Final = 0x7FFF_FFFF_F000
 """End of a process's address space on x86-64 with 4-level paging (TASK_SIZE_MAX)."""
@@ -26,13 +22,7 @@ class Buffer(Protocol):
     """A writable run of bytes, such as a bytearray or an anonymous mmap."""
 
     def __len__(self) -> int: ...
-    @overload
-    def __getitem__(self, key: int, /) -> int: ...
-    @overload
     def __getitem__(self, key: slice, /) -> bytes | bytearray: ...
-    @overload
-    def __setitem__(self, key: int, value: int, /) -> None: ...
-    @overload
     def __setitem__(self, key: slice, value: bytes, /) -> None: ...
 
 
@@ -49,10 +39,6 @@ class Slot:
     @end.default
     def _end(self) -> int:
         return self.gpa + len(self.buffer)
-
-
-class _NotMemory(LookupError):
-    """An address that the caller had to know to be memory."""
 
 
 class GuestMemory:
@@ -78,9 +64,13 @@ class GuestMemory:
                 return bytes(slot.buffer[offset : offset + size])
         return None
 
-    def read_backed(self, gpa: int, size: int) -> bytes:
-        """Like `read`, for a range that is known to be in a slot: one of a usable area."""
-        return cast("bytes", self.read(gpa, size))
+    def view(self, gpa: int, size: int) -> memoryview | None:
+        """The same bytes to look at and to change; None if they are not in one slot."""
+        for slot in self.slots:
+            if slot.gpa <= gpa and gpa + size <= slot.end:
+                offset = gpa - slot.gpa
+                return memoryview(cast("Any", slot.buffer))[offset : offset + size]
+        return None
 
     def write(self, gpa: int, data: bytes) -> bool:
         """Store `data` at `gpa`; False, with nothing stored, if that is not in one slot."""
@@ -91,26 +81,6 @@ class GuestMemory:
                 slot.buffer[gpa - start : end - start] = data
                 return True
         return False
-
-    def test_bit(self, gpa: int, bit: int) -> bool:
-        """Bit number `bit` of the bits from `gpa` on; it must be in a slot."""
-        gpa += bit >> _BYTE_SHIFT
-        for slot in self.slots:
-            if slot.gpa <= gpa < slot.end:
-                return slot.buffer[gpa - slot.gpa] & _MASKS[bit & _BIT_IN_BYTE] != 0
-        raise _NotMemory(gpa)
-
-    def test_and_set_bit(self, gpa: int, bit: int) -> bool:
-        """Set that bit, which must be in a slot; whether it was set before."""
-        gpa += bit >> _BYTE_SHIFT
-        for slot in self.slots:
-            if slot.gpa <= gpa < slot.end:
-                byte, mask = slot.buffer[gpa - slot.gpa], _MASKS[bit & _BIT_IN_BYTE]
-                if byte & mask:
-                    return True
-                slot.buffer[gpa - slot.gpa] = byte | mask
-                return False
-        raise _NotMemory(gpa)
 
     def hva_to_gpa(self, hva: int, size: int) -> int | None:
         """The guest address that the host maps at [hva, hva + size); None if that is not one slot's."""

@@ -69,7 +69,7 @@ def change(vm: VmState, vcpu: VcpuState, state: int) -> None:
         _add_elapsed(vm, vcpu, elapsed)
     account.seen_run_delay = vcpu.run_delay
     account.state, account.entry_time = state, now
-    if vcpu.runstate_head.backing is not None:
+    if vcpu.runstate_head.mapped is not None:
         write_guest(vm, vcpu, atomic=state == _RUNNABLE)
 
 
@@ -133,35 +133,34 @@ def write_guest(vm: VmState, vcpu: VcpuState, *, atomic: bool = False) -> None:
     A copy set in the 32-bit layout may need a second page since LONG_MODE. An `atomic` update (into
     RUNNABLE, which the scheduler makes too) can't map one and writes nothing; the next other one does.
     """
-    head = vcpu.runstate_head.backing
+    head = vcpu.runstate_head.mapped
     if head is None:
         return
     layout, account = vm.layout, vcpu.runstate
-    size, room = layout.runstate_size, PAGE_SIZE - head % PAGE_SIZE
-    state = _STATE.pack(account.state)
-    times = _TIMES.pack(account.entry_time & U64_MAX, *account.times)
+    size, room, start = layout.runstate_size, len(head), layout.runstate_entry_time
     if size <= room:
-        write = vm.memory.write
-        write(head, state)
-        write(head + layout.runstate_entry_time, times)
+        _STATE.pack_into(head, 0, account.state)
+        _TIMES.pack_into(head, start, account.entry_time & U64_MAX, *account.times)
         return
-    tail = vcpu.runstate_tail.backing if atomic else _tail(vm, vcpu, head + room, size - room)
+    tail = vcpu.runstate_tail.mapped if atomic else _tail(vm, vcpu, size - room)
     if tail is None:
         return
-    padding = bytes(layout.runstate_entry_time - _STATE.size)
-    image = state + padding + times
-    vm.memory.write(head, image[:room])
-    vm.memory.write(tail, image[room:])
+    image = bytearray(size)
+    _STATE.pack_into(image, 0, account.state)
+    _TIMES.pack_into(image, start, account.entry_time & U64_MAX, *account.times)
+    head[:] = image[:room]
+    tail[: size - room] = image[room:]
 
 
-def _tail(vm: VmState, vcpu: VcpuState, gpa: int, size: int) -> int | None:
+def _tail(vm: VmState, vcpu: VcpuState, size: int) -> memoryview | None:
     """Where the copy goes on. An area set in the 32-bit layout may need a second page since LONG_MODE."""
     if not vcpu.runstate_tail.active:
+        gpa = vcpu.runstate_head.gpa
         try:
-            vcpu.runstate_tail.activate_gpa(vm.memory, gpa, size)
+            vcpu.runstate_tail.activate_gpa(vm.memory, gpa + PAGE_SIZE - gpa % PAGE_SIZE, size)
         except KvmError:
             return None
-    return vcpu.runstate_tail.backing
+    return vcpu.runstate_tail.mapped
 
 
 def _check_state(state: int) -> None:

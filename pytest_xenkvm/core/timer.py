@@ -123,7 +123,7 @@ def _collect_deadlines(vm: VmState) -> None:
 
 def _fire(vm: VmState, vcpu: VcpuState) -> None:
     vcpu.timer.deadline = None
-    if vm.shared_info.backing is None and vcpu.timer.port < vm.layout.max_ports:
+    if vm.shared_info.mapped is None and vcpu.timer.port < vm.layout.max_ports:
         vcpu.timer.pending = True
         vcpu.kicked = True
         return

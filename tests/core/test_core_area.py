@@ -15,6 +15,15 @@ from pytest_xenkvm.core.memory import HVA_BASE, HVA_LIMIT, GuestMemory
 MEMORY = GuestMemory([(0, bytearray(2 * PAGE)), (3 * PAGE, bytearray(PAGE))])
 
 
+def address(area: MemoryArea) -> int:
+    """Where in MEMORY the area's bytes are: there what is stored through it shows."""
+    mark = b"\x5a\xa5"
+    area.usable()[:2] = mark
+    (found,) = [gpa for gpa in range(4 * PAGE) if MEMORY.read(gpa, 2) == mark]
+    area.usable()[:2] = bytes(2)
+    return found
+
+
 def usable_area() -> MemoryArea:
     """An area at guest address 64."""
     area = MemoryArea()
@@ -32,7 +41,8 @@ def test_an_area_at_memory_is_usable(gpa: int) -> None:
     """An area of any alignment that fits its page can be used where it was put."""
     area = MemoryArea()
     area.activate_gpa(MEMORY, gpa, 64)
-    assert (area.usable(), area.gpa, area.hva) == (gpa, gpa, 0)
+    assert (address(area), area.gpa, area.hva) == (gpa, gpa, 0)
+    assert len(area.usable()) == PAGE - gpa % PAGE
 
 
 @pytest.mark.parametrize("gpa", [2 * PAGE, 4 * PAGE, INVALID_GPA - 63])
@@ -57,7 +67,7 @@ def test_a_host_address_leads_to_the_guest_memory_behind_it() -> None:
     """An area by host address is backed by the slot that is mapped there, and shows no guest address."""
     area = usable_area()
     area.activate_hva(MEMORY, HVA_BASE + 2 * PAGE + 8, 64)
-    assert (area.usable(), area.gpa, area.hva) == (3 * PAGE + 8, INVALID_GPA, HVA_BASE + 2 * PAGE + 8)
+    assert (address(area), area.gpa, area.hva) == (3 * PAGE + 8, INVALID_GPA, HVA_BASE + 2 * PAGE + 8)
 
 
 def test_a_host_address_without_memory_is_refused_and_remembered() -> None:

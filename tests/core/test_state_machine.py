@@ -49,6 +49,7 @@ from pytest_xenkvm.abi.numbers import (
     VcpuAttr,
     VcpuOp,
 )
+from pytest_xenkvm.core.area import MemoryArea
 from pytest_xenkvm.core.errors import KvmError
 from pytest_xenkvm.core.hypercall_page import MsrWrite
 from pytest_xenkvm.core.machine import XenExit
@@ -133,12 +134,19 @@ class AnyOrder(WatchedVm):
         """KVM_XEN_VCPU_GET_ATTR."""
         self.do("get_vcpu_attr", vcpu, attr)
 
+    def address(self, area: MemoryArea) -> int | None:
+        """The guest address of a usable area."""
+        if area.mapped is None:
+            return None
+        return area.gpa if area.hva == 0 else self.vm.state.memory.hva_to_gpa(area.hva, 1)
+
     @rule(port=ports, vcpu=vcpus)
     def deliver(self, port: int, vcpu: int) -> None:
         """An event that is delivered is seen at every level, at once or at a later entry."""
         state, target = self.vm.state, self.states[vcpu]
-        assume(port < state.layout.max_ports and state.shared_info.backing is not None)
-        base, info = state.shared_info.usable(), target.vcpu_info.backing
+        base, info = self.address(state.shared_info), self.address(target.vcpu_info)
+        assume(port < state.layout.max_ports and base is not None)
+        assert base is not None
         assume(info is None or info // PAGE != base // PAGE)
         was_pending = self.bit(base + 0x800, port)
         masked = self.bit(base + state.layout.evtchn_mask, port)

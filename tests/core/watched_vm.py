@@ -107,7 +107,7 @@ class WatchedVm(RuleBasedStateMachine):
 
     def bit(self, gpa: int, number: int) -> int:
         """A bit of guest memory."""
-        return self.vm.state.memory.read_backed(gpa + number // 8, 1)[0] >> number % 8 & 1
+        return (self.vm.state.memory.read(gpa + number // 8, 1) or b"")[0] >> number % 8 & 1
 
     # What always holds
 
