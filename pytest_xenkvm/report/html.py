@@ -15,6 +15,8 @@ from html import escape
 from importlib.resources import files
 from typing import Any, Final
 
+from pytest_xenkvm.trace.decode_values import anything, hexadecimal, result, text
+
 STYLES: Final = ("page.css", "timeline.css")
 SCRIPTS: Final = (
     "dom.js",
@@ -49,7 +51,7 @@ def html_report(report: Mapping[str, Any]) -> str:
         "script-hash": _hash(script),
         "style": style,
         "script": script,
-        "report": json_in_script(report),
+        "report": json_in_script(_readable(report)),
     }
     page = _source("page.html")
     pieces = page.split("{{")
@@ -58,6 +60,28 @@ def html_report(report: Mapping[str, Any]) -> str:
         name, _, rest = piece.partition("}}")
         filled += [parts[name], rest]
     return "".join(filled)
+
+
+def _readable(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The report with both sides of divergences in words: scripts have no integers of 64 bits."""
+    replays = [
+        {**replay, "divergences": [_in_words(divergence) for divergence in replay["divergences"]]}
+        for replay in report["replays"]
+    ]
+    return {**report, "replays": replays}
+
+
+def _in_words(divergence: Mapping[str, Any]) -> dict[str, Any]:
+    is_result = divergence["kind"] in {"ret", "run_ret"}
+    sides = {
+        side: result(divergence[side]) if is_result else _value(divergence[side])
+        for side in ("expected", "observed")
+    }
+    return {**divergence, **sides}
+
+
+def _value(value: Any) -> str:
+    return text(value) or "nothing" if isinstance(value, str) else anything(value, hexadecimal)
 
 
 def json_in_script(value: object) -> str:

@@ -56,9 +56,9 @@ class MarkKind:
 
 KINDS: Final = (
     MarkKind("kernel", "Hypercall in the kernel", ("kernel",)),
-    MarkKind("armed", "Timer armed", ("kernel", "timer")),
     MarkKind("forwarded", "Hypercall forwarded", ("forwarded",)),
     MarkKind("unknown", "Hypercall, unknown who answered", ("unknown",)),
+    MarkKind("armed", "Timer armed", ("kernel", "timer")),
     MarkKind("vmm-armed", "Timer armed by the VMM", ("timer",)),
     MarkKind("expired", "Timer expired", ("timer",)),
     MarkKind("vmm-event", "Event from the VMM", ("events",)),

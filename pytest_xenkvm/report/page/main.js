@@ -1,7 +1,6 @@
 // Puts the page together, follows links to events (#t<replay>e<event>), colours and printing.
 
 const report = JSON.parse(byId("report").textContent);
-let rules = null;
 let timeline = null;
 
 function showTimeline(number) {
@@ -29,7 +28,10 @@ function startTimelines() {
     byId("timeline-title").after(el("p", {}, replayName(report.replays[numbers[0]])));
   }
   place.append(el("div", { id: "timeline-of" }));
-  showTimeline(numbers[0]);
+  const worst = numbers.find((number) => report.replays[number].verdicts.some((one) => one.state === "violated"));
+  const first = worst ?? numbers.find((number) => report.replays[number].divergences.length) ?? numbers[0];
+  if (numbers.length > 1) byId("timeline-replay").value = String(first);
+  showTimeline(first);
 }
 
 /** Follow a link to a timeline, or an event in one. */
@@ -68,7 +70,7 @@ function startSwitch() {
 function startPrinting() {
   let scheme = "";
   addEventListener("beforeprint", () => {
-    for (const row of document.querySelectorAll(".rule.violated, .rule.advised")) {
+    for (const row of document.querySelectorAll("#rule-list > .violated, #rule-list > .advised, #divergence-list details")) {
       row.open = true;
       row.fill();
     }
@@ -83,7 +85,7 @@ function startPrinting() {
 }
 
 showSummary(report);
-rules = new RuleList(report);
+new RuleList(report);
 showReplays(report);
 startSwitch();
 startPrinting();

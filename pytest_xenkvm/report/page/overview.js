@@ -36,7 +36,7 @@ function showSummary(report) {
   if (errors.length) place.append(el("ul", {}, errors.map((error) => el("li", {}, error))));
 }
 
-/** The table of replays; a replay that diverged has its divergences beneath. */
+/** The table of replays, and beneath it those that differ from their recordings. */
 function showReplays(report) {
   const place = byId("replay-list");
   if (!report.replays.length) {
@@ -45,7 +45,7 @@ function showReplays(report) {
   }
   const heads = ["Trace", "Emulated", "Engine", "VMM", "Events", "Hypercalls", "Held", "Violated", "Divergences", ""];
   const rows = el("tbody");
-  const fill = (replays, from) => replays.forEach((replay, number) => rows.append(...replayRows(replay, from + number)));
+  const fill = (replays, from) => replays.forEach((replay, number) => rows.append(replayRow(replay, from + number)));
   fill(report.replays.slice(0, REPLAYS_SHOWN), 0);
   const columns = heads.map((head, at) => el("th", { scope: "col", class: at > 3 && at < 9 ? "number" : null }, head));
   place.append(el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, columns)), rows)));
@@ -57,14 +57,20 @@ function showReplays(report) {
     }, { class: "more" });
     place.append(more);
   }
+  const diverged = report.replays.flatMap((replay, number) => (replay.divergences.length ? [number] : []));
+  if (diverged.length) {
+    byId("divergence-list").append(...diverged.map((number) => divergencesOf(report.replays[number], number)));
+    byId("divergence-list").hidden = false;
+    if (diverged.length === 1) byId("divergence-list").firstChild.open = true;
+  }
 }
 
-function replayRows(replay, number) {
+function replayRow(replay, number) {
   const states = (state) => replay.verdicts.filter((verdict) => verdict.state === state).length;
   const violated = states("violated");
   const total = replay.divergences_total;
   const kernel = replay.header && replay.header.kernel ? `recorded on ${replay.header.kernel}` : null;
-  const row = el(
+  return el(
     "tr",
     {},
     el("td", { class: "name" }, replayName(replay), kernel && el("div", { class: "dim" }, kernel)),
@@ -78,9 +84,30 @@ function replayRows(replay, number) {
     el("td", { class: "number" }, el("span", { class: total ? "outcome violated" : "" }, count(total))),
     el("td", {}, replay.timeline && el("a", { href: `#t${number}` }, "Timeline")),
   );
-  if (!replay.divergences.length) return [row];
-  const cards = firstOf(replay.divergences, 5, (divergence) => divergenceCard(replay, number, divergence));
-  const unshown = total - replay.divergences.length;
-  const rest = unshown > 0 && el("p", { class: "dim more" }, `${counted(unshown, "more divergence")} not kept in the report.`);
-  return [row, el("tr", { class: "replay-divergences" }, el("td", { colspan: 10 }, cards, rest))];
+}
+
+/** The divergences of a replay, folded; they are made when first looked at. */
+function divergencesOf(replay, number) {
+  const { divergences, divergences_total: total } = replay;
+  const row = el(
+    "details",
+    { class: "rule violated" },
+    el(
+      "summary",
+      {},
+      el("span", { class: "glyph", "aria-hidden": "true" }, "≠"),
+      el("span", { class: "id" }, replayName(replay)),
+      el("span", { class: "title" }, replaySetting(replay)),
+      el("span", { class: "outcome" }, `${counted(total, "divergence")} from the recording`),
+    ),
+  );
+  row.fill = () => {
+    if (row.children.length > 1) return;
+    const unshown = total - divergences.length;
+    const rest = unshown > 0 && el("p", { class: "dim more" }, `${counted(unshown, "more divergence")} not kept in the report.`);
+    const cards = firstOf(divergences, 10, (divergence) => divergenceCard(replay, number, divergence));
+    row.append(el("div", { class: "body" }, el("div", {}, cards, rest)));
+  };
+  row.addEventListener("toggle", row.fill);
+  return row;
 }

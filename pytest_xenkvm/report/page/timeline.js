@@ -86,6 +86,7 @@ class Timeline {
     this.place.replaceChildren(
       el("div", { class: "panel" }, bar, chips, this.stage, this.details, this.table.element, this.notes()),
     );
+    this.palette.read();
     this.tell();
   }
 
@@ -104,12 +105,14 @@ class Timeline {
   notes() {
     const { timed, unseen, gaps, lanes } = this.marks.timeline;
     const left = gaps.reduce((sum, [, missing]) => sum + missing, 0);
+    const has = (id) => this.marks.perKind[this.marks.kinds.findIndex((kind) => kind.id === id)] > 0;
+    const instead = has("acknowledged") ? ": upcalls show where the guest acknowledged one in vcpu_info" : "";
     return el(
       "div",
       { class: "notes" },
       unseen.includes("irq") &&
-        el("p", {}, "The recorder saw no interrupts: upcalls show where the guest acknowledged one in vcpu_info."),
-      this.marks.perKind[this.marks.kinds.findIndex((kind) => kind.id === "expired")] > 0 &&
+        el("p", {}, `The recorder saw no interrupts${instead}.`),
+      has("expired") &&
         el("p", {}, "A timer expires when the time comes for which it was armed; no recorder sees it fire."),
       !timed && el("p", {}, "The trace has no times: events are drawn 1 µs apart."),
       left > 0 && el("p", {}, `${counted(left, "mark")} left out, far from the start and from findings.`),

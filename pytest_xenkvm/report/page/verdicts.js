@@ -3,6 +3,7 @@
 const STATES = { violated: "Violated", held: "Held", "not-exercised": "Not exercised" };
 const GLYPHS = { violated: "✕", held: "✓", "not-exercised": "–" };
 const REPLAYS_SHOWN = 50;
+const OPEN_AT_FIRST = 3;
 
 /** A replay in words: the trace, and what tells it from others of the same trace. */
 function replayName(replay) {
@@ -36,16 +37,13 @@ function place(finding) {
   return `${finding.after ? "after " : ""}${where}${vcpu}`;
 }
 
-/** A value of the trace as it is written there. */
-const written = (value) => (typeof value === "string" ? value : JSON.stringify(value));
-
 /** Both sides of an outcome that differs from the recording. */
 function sides(divergence) {
   return facts(
     [
       ["recorded", divergence.recorded],
       ["replayed", divergence.happened === divergence.recorded ? "" : divergence.happened],
-      [divergence.kind, `expected ${written(divergence.expected)}, observed ${written(divergence.observed)}`],
+      [divergence.kind, `expected ${divergence.expected}, observed ${divergence.observed}`],
     ],
     "sides",
   );
@@ -112,6 +110,8 @@ class RuleList {
     this.wanted = { level: "", judges: "", family: "", replay: "" };
     this.buildFilters(report);
     this.update();
+    const violated = document.querySelectorAll("#rule-list > .violated, #rule-list > .advised");
+    if (violated.length <= OPEN_AT_FIRST) for (const row of violated) row.open = true;
   }
 
   buildFilters(report) {
@@ -152,8 +152,8 @@ class RuleList {
     const started = performance.now();
     const { level, judges, family, replay } = this.wanted;
     const matches = matcher(this.search.value);
-    const open = new Set([...document.querySelectorAll(".rule[open]")].map((row) => row.dataset.rule));
-    const rows = [];
+    const open = new Set([...document.querySelectorAll("#rule-list > [open]")].map((row) => row.dataset.rule));
+    const rows = { violated: [], held: [], "not-exercised": [] };
     let verdicts = 0;
     for (const rule of this.rules) {
       if ((level && rule.level !== level) || (judges && rule.judges !== judges)) continue;
@@ -166,19 +166,20 @@ class RuleList {
       );
       if (!some.length) continue;
       verdicts += some.length;
-      rows.push(this.row(rule, some, open.has(rule.rule)));
+      const worst = Object.keys(STATES).find((state) => some.some((verdict) => verdict.state === state));
+      rows[worst].push(this.row(rule, some, worst, open.has(rule.rule)));
     }
+    const all = Object.values(rows).flat();
     for (const toggle of this.states.children) {
       toggle.setAttribute("aria-pressed", String(toggle.dataset.state === this.state));
     }
-    byId("rule-list").replaceChildren(...(rows.length ? rows : [el("p", { class: "empty" }, "No verdict matches.")]));
-    byId("rules-count").textContent = `${counted(rows.length, "rule")}, ${counted(verdicts, "verdict")}`;
+    byId("rule-list").replaceChildren(...(all.length ? all : [el("p", { class: "empty" }, "No verdict matches.")]));
+    byId("rules-count").textContent = `${counted(all.length, "rule")}, ${counted(verdicts, "verdict")}`;
     byId("rule-list").dataset.filterMs = (performance.now() - started).toFixed(2);
   }
 
-  row(rule, verdicts, isOpen) {
-    const by = (state) => verdicts.filter((verdict) => verdict.state === state).length;
-    const state = Object.keys(STATES).find((one) => by(one));
+  row(rule, verdicts, state, isOpen) {
+    const by = (one) => verdicts.filter((verdict) => verdict.state === one).length;
     const words = verdicts.length === 1
       ? outcomeWords(verdicts[0])
       : Object.keys(STATES).filter(by).map((one) => `${count(by(one))} ${STATES[one].toLowerCase()}`).join(" · ");
