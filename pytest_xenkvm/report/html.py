@@ -1,7 +1,7 @@
 """A report as one HTML file that needs nothing else: no network, no other file, no server.
 
-The page's sources are in `page/`; they and the report are put into one file as they are. The report travels as
-JSON in a script element that no browser runs; the page's own script puts what it says into the page as text.
+The page's sources are in `page/`; they and the report are put into one file as they are. The report travels
+as JSON in a script element that no browser runs; the page's own script puts what it says there as text.
 A content security policy admits that one script and style sheet, by their hashes, and nothing from elsewhere.
 """
 

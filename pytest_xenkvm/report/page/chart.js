@@ -244,19 +244,10 @@ class Chart {
     pen.moveTo(x, AXIS - 4);
     pen.lineTo(x, this.height);
     pen.stroke();
-    const row = this.marks.row[mark];
-    const own = this.bandsOf[row];
-    if (own.length) {
-      const { name, flags } = this.marks.rows[row];
-      const width = pen.measureText(name).width + 8;
-      const at = x + width + 8 < this.width ? x + 7 : x - width - 7;
-      pen.fillStyle = this.palette.get("surface");
-      pen.fillRect(at, own[0].top, width, own[0].height + 1);
-      pen.fillStyle = this.palette.get(flags & FAILED ? "bad" : "text");
-      pen.fillText(name, at + 4, own[0].top + own[0].height / 2);
-    }
     pen.lineWidth = 2;
-    for (const band of own) pen.strokeRect(x - 4, band.top - 1, 9, band.height + 2);
+    for (const band of this.bandsOf[this.marks.row[mark]]) {
+      pen.strokeRect(x - 4, band.top - 1, 9, band.height + 2);
+    }
   }
 
   /** The whole trace in a strip, with the view marked. */
