@@ -81,7 +81,9 @@ def _in_words(divergence: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _value(value: Any) -> str:
-    return text(value) or "nothing" if isinstance(value, str) else anything(value, hexadecimal)
+    if value is None or value == "":
+        return "nothing"
+    return text(value) if isinstance(value, str) else anything(value, hexadecimal)
 
 
 def json_in_script(value: object) -> str:

@@ -48,7 +48,7 @@ function showReplays(report) {
   const fill = (replays, from) => replays.forEach((replay, number) => rows.append(replayRow(replay, from + number)));
   fill(report.replays.slice(0, REPLAYS_SHOWN), 0);
   const columns = heads.map((head, at) => el("th", { scope: "col", class: at > 3 && at < 9 ? "number" : null }, head));
-  place.append(el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, columns)), rows)));
+  place.append(el("div", { class: "scroll" }, el("table", { "aria-labelledby": "replays-title" }, el("thead", {}, el("tr", {}, columns)), rows)));
   const rest = report.replays.length - REPLAYS_SHOWN;
   if (rest > 0) {
     const more = button(`Show ${count(rest)} more`, () => {
