@@ -127,7 +127,8 @@ def _errors(item: TraceItem, call: pytest.CallInfo[None]) -> list[str]:
 
 
 def _sentence(text: str) -> str:
-    line = " ".join(text.split())
+    """The first line: an adapter's stderr may follow, which is never the same twice."""
+    line = next((line for line in text.splitlines() if line.strip()), "").strip()
     return line if len(line) <= _MAX_ERROR else f"{line[:_MAX_ERROR]}..."
 
 
