@@ -26,6 +26,7 @@ from pytest_xenkvm.rules.run import ENGINES, MODEL, ReplayOptions, ReplayResult,
 from pytest_xenkvm.trace.errors import TraceError
 from pytest_xenkvm.trace.files import open_trace
 from pytest_xenkvm.vmm.behaviour import VmmBehaviour
+from pytest_xenkvm.vmm.errors import VmmError
 from pytest_xenkvm.vmm.load import BehaviourError, load_behaviour
 
 FAILED_EXIT: Final = 1
@@ -43,6 +44,7 @@ Examples:
   xenkvm replay boot.xkt --rules 'vcpu-id.*'       judge these rules only
   xenkvm replay boot.xkt --until 120               stop before event 120
   xenkvm replay boot.xkt --vmm my_vmm:MyVmm        the guest's side only; your VMM does the rest
+  xenkvm replay boot.xkt --vmm "cmd:./my-vmm -x"   the same, your VMM in a process of its own
   xenkvm replay boot.xkt --json | jq .verdicts     for programs
 
 Exit codes: 0 all well, 1 a divergence or a violated rule, 2 unusable input (the reason is on stderr).
@@ -101,6 +103,11 @@ def replay(  # noqa: PLR0913 - an argument an option
             click.echo("\r\x1b[K", nl=False, err=True)
     except (ReplayError, HostError, RuleError, BehaviourError) as error:
         raise UserError(f"{trace}: {error}") from error
+    except VmmError as error:
+        sentence, _, more = str(error).partition("\n")
+        if more:
+            click.echo(more, err=True)
+        raise UserError(f"{trace}: {sentence}") from error
     except Exception as error:
         if vmm is None or isinstance(error, (TraceError, OSError)):
             raise

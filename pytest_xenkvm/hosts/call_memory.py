@@ -52,6 +52,16 @@ class CallMemory:
             memory.write(gpa or 0, part)
         return True
 
+    def translate(self, address: int) -> int | None:
+        """The guest address behind a virtual one; None where no memory is mapped.
+
+        Raises UnseenMemory if the recording doesn't show the guest's page tables.
+        """
+        if self.pointers.call.unseen_memory:
+            raise UnseenMemory(f"the recording doesn't show what guest virtual {address:#x} is mapped to")
+        gpa = self.pointers.physical(address)
+        return None if gpa is None or self.pointers.memory.read(gpa, 1) is None else gpa
+
     def _shown(self) -> list[tuple[int, bytearray]]:
         if self._behind is None:
             call = self.pointers.call

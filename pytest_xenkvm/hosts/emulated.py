@@ -113,6 +113,11 @@ class EmulatedVm:
     def write_virtual(self, vcpu: int, gva: int, data: bytes) -> bool:
         return vcpu not in self._forwarded or self._forwarded[vcpu].write(gva, data)
 
+    def translate(self, vcpu: int, gva: int) -> int | None:
+        if vcpu not in self._forwarded:
+            raise UnseenMemory(f"vCPU {vcpu} waits for no answer: only then are its page tables known")
+        return self._forwarded[vcpu].translate(gva)
+
     def gpa_to_hva(self, gpa: int) -> int | None:
         return self.machine.state.memory.gpa_to_hva(gpa)
 

@@ -156,6 +156,11 @@ class ProgramVm(EmulatedVm):
         """Likewise; False, and nothing stored, if not all of it is mapped."""
         return self.write_memory(gva, data) if vcpu else self._pointers.write(gva, data)
 
+    def translate(self, vcpu: int, gva: int) -> int | None:
+        """Likewise."""
+        gpa = gva if vcpu else self.cpu.translate(gva)
+        return None if gpa is None or self.read_memory(gpa, 1) is None else gpa
+
     def load(
         self, code: bytes, at: int, *, mode: Mode | None = Mode.LONG, cpl: int = 0, entry: int | None = None
     ) -> None:

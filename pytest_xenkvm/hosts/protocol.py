@@ -71,6 +71,9 @@ class HostVm(Protocol):
     def write_virtual(self, vcpu: int, gva: int, data: bytes) -> bool:
         """Store there; False where nothing is mapped. What no recording shows is taken for mapped."""
 
+    def translate(self, vcpu: int, gva: int) -> int | None:
+        """The guest address behind a virtual one; None where nothing is mapped. Raises as `read_virtual`."""
+
     def gpa_to_hva(self, gpa: int) -> int | None:
         """The host address that backs a guest address."""
 

@@ -18,6 +18,7 @@ from pytest_xenkvm.rules.run import ReplayOptions, ReplayResult
 from pytest_xenkvm.trace.errors import TraceError
 from pytest_xenkvm.trace.files import Trace
 from pytest_xenkvm.vmm.behaviour import VmmBehaviour
+from pytest_xenkvm.vmm.errors import VmmError
 from pytest_xenkvm.vmm.load import BehaviourError
 
 _NOT_THE_USERS = {__name__.partition(".")[0], "asyncio"}
@@ -69,8 +70,8 @@ class Replays:
             result = run_observed(self.watched, self.rules, options, timeline)
             if timeline is not None:
                 self._timelines[parameters] = timeline_json(timeline, result)
-        except (TraceError, ReplayError, HostError) as error:
-            self._done[parameters] = Told(str(error))
+        except (TraceError, ReplayError, HostError, VmmError) as error:
+            self._done[parameters] = Told(str(error).partition("\n")[0])  # without an adapter's stderr
             return str(error)
         except Exception as error:  # noqa: BLE001 - the user's code may raise anything
             whose = "a hook" if behaviour is None else "the VMM behaviour"

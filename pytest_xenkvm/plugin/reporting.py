@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from pytest_xenkvm.plugin.collect import TraceFile
     from pytest_xenkvm.plugin.items import TraceItem
 
-PART: Final = "xenkvm_part"
+_PART: Final = "xenkvm_part"
 """The attribute of a test's or collector's report that holds a part of our report (`report/results.py`)."""
+_PHASES: Final = {"setup", "call", "teardown"}
+"""Other reports are made by pytest-xdist, of processes that crashed."""
 
 _FILES: Final = ("xenkvm_badge", "xenkvm_badge_json", "xenkvm_report", "xenkvm_summary")
 
@@ -72,6 +74,7 @@ class _Reporting:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._is_worker = hasattr(config, "workerinput")
+        self._has_results = asks_for_files(config)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
@@ -82,7 +85,7 @@ class _Reporting:
         if hasattr(item, "replays"):
             from pytest_xenkvm.plugin.results import part_of_item  # noqa: PLC0415
 
-            setattr(report, PART, part_of_item(cast("TraceItem", item), call))
+            setattr(report, _PART, part_of_item(cast("TraceItem", item), call))
         return report
 
     @pytest.hookimpl(wrapper=True)
@@ -94,30 +97,33 @@ class _Reporting:
         if report.failed and hasattr(collector, "trace_path"):
             from pytest_xenkvm.plugin.results import part_of_unreadable  # noqa: PLC0415
 
-            setattr(report, PART, part_of_unreadable(cast("TraceFile", collector), report))
+            setattr(report, _PART, part_of_unreadable(cast("TraceFile", collector), report))
         return report
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Collect what an item told; before JUnit's file gets to see it."""
-        if not self._is_worker and (
-            hasattr(report, PART) or report.when not in {"setup", "call", "teardown"}
-        ):
-            from pytest_xenkvm.plugin.results import take_report  # noqa: PLC0415
+        if self._is_worker or not (hasattr(report, _PART) or report.when not in _PHASES):
+            return
+        from pytest_xenkvm.plugin.results import move_properties, part_of_crash, take  # noqa: PLC0415
 
-            take_report(self._config, report)
+        if hasattr(report, _PART):
+            self._has_results |= take(self._config, getattr(report, _PART))
+            move_properties(self._config, report)
+        else:
+            self._has_results |= take(self._config, part_of_crash(self._config, report))
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """Collect what a collector told."""
-        if not self._is_worker and hasattr(report, PART):
+        if not self._is_worker and hasattr(report, _PART):
             from pytest_xenkvm.plugin.results import take  # noqa: PLC0415
 
-            take(self._config, getattr(report, PART))
+            self._has_results |= take(self._config, getattr(report, _PART))
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write the files."""
-        if not self._is_worker and self._has_results():
+        if not self._is_worker and self._has_results:
             from pytest_xenkvm.plugin.outputs import write  # noqa: PLC0415
 
             write(session)
@@ -125,14 +131,7 @@ class _Reporting:
     @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Say what was written, below what the replays came to."""
-        if self._has_results():
+        if self._has_results:
             from pytest_xenkvm.plugin.outputs import tell  # noqa: PLC0415
 
             tell(terminalreporter)
-
-    def _has_results(self) -> bool:
-        return asks_for_files(self._config) or self._config.stash.get(HAS_RESULTS, False)
-
-
-HAS_RESULTS: Final = pytest.StashKey[bool]()
-"""Whether any item of a trace has told something."""

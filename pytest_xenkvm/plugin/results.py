@@ -14,7 +14,6 @@ import pytest
 
 from pytest_xenkvm.plugin.collect import TraceFile
 from pytest_xenkvm.plugin.items import ReplayItem, RuleItem, TraceItem
-from pytest_xenkvm.plugin.reporting import HAS_RESULTS, PART
 from pytest_xenkvm.plugin.session import settings, spelling
 from pytest_xenkvm.report.json_result import (
     counts_json,
@@ -37,21 +36,11 @@ def results(config: pytest.Config) -> Results:
     return config.stash.setdefault(_RESULTS, Results())
 
 
-def take(config: pytest.Config, part: JsonObject | None) -> None:
-    """Take in what an item or collector told; None if it had nothing to tell."""
+def take(config: pytest.Config, part: JsonObject | None) -> bool:
+    """Take in what an item or collector told; whether it told anything."""
     if part is not None:
-        config.stash[HAS_RESULTS] = True
         results(config).add(part)
-
-
-def take_report(config: pytest.Config, report: pytest.TestReport) -> None:
-    """Take in what an item told, or that its process crashed."""
-    if hasattr(report, PART):
-        take(config, getattr(report, PART))
-        if report.when == "teardown":
-            _move_properties(config, report)
-    else:
-        take(config, _part_of_crash(config, report))
+    return part is not None
 
 
 def part_of_item(item: TraceItem, call: pytest.CallInfo[None]) -> JsonObject | None:
@@ -89,7 +78,7 @@ def part_of_unreadable(collector: TraceFile, report: pytest.CollectReport) -> Js
     return {"rules": [], "replays": [replay | {"path": path, "engine": settings(config).engine}]}
 
 
-def _part_of_crash(config: pytest.Config, report: pytest.TestReport) -> JsonObject | None:
+def part_of_crash(config: pytest.Config, report: pytest.TestReport) -> JsonObject | None:
     """That the process which ran an item is no more; None if it is no item of a trace."""
     trace, _, name = report.nodeid.partition("::")
     if not trace.endswith((".xkt", ".jsonl", ".jsonl.gz")):
@@ -138,7 +127,8 @@ def _errors(item: TraceItem, call: pytest.CallInfo[None]) -> list[str]:
 
 
 def _sentence(text: str) -> str:
-    line = " ".join(text.split())
+    """The first line: an adapter's stderr may follow, which is never the same twice."""
+    line = next((line for line in text.splitlines() if line.strip()), "").strip()
     return line if len(line) <= _MAX_ERROR else f"{line[:_MAX_ERROR]}..."
 
 
@@ -150,7 +140,7 @@ def _version() -> str:
         return "unknown"
 
 
-def _move_properties(config: pytest.Config, report: pytest.TestReport) -> None:
+def move_properties(config: pytest.Config, report: pytest.TestReport) -> None:
     """Make our properties the test suite's where JUnit's schema doesn't want them in a test case.
 
     The family "xunit2" is meant to fit the schema of Jenkins' xUnit plugin, which has properties for test
@@ -159,7 +149,7 @@ def _move_properties(config: pytest.Config, report: pytest.TestReport) -> None:
     from _pytest.junitxml import xml_key  # noqa: PLC0415 - only where it is used
 
     xml = config.stash.get(xml_key, None)
-    if xml is None or xml.family != "xunit2":
+    if xml is None or xml.family != "xunit2" or report.when != "teardown":  # when pytest writes the test case
         return
     for name, value in report.user_properties:
         if name.startswith(_OURS):

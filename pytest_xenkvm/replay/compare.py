@@ -9,8 +9,8 @@ from attrs import asdict, frozen
 
 from pytest_xenkvm.abi.layout import LAYOUT_32, LAYOUT_64, U64, GuestLayout
 from pytest_xenkvm.abi.numbers import U64_MAX, XEN_RUNSTATE_UPDATE
-from pytest_xenkvm.replay.ioctl_bytes import RUNSTATE_MEMBERS
 from pytest_xenkvm.trace.events import Event, EventfdRead, Hypercall, Ioctl, Irq, Mem, Wrmsr
+from pytest_xenkvm.vmm.ioctl_bytes import RUNSTATE_MEMBERS
 
 
 @frozen

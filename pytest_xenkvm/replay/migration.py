@@ -11,11 +11,11 @@ from attrs import Factory, define, field, frozen
 from pytest_xenkvm.abi import ioctls
 from pytest_xenkvm.hosts.attribute_codec import attribute_type
 from pytest_xenkvm.hosts.protocol import Host, HostVm
-from pytest_xenkvm.replay.ioctl_bytes import Names, as_event
 from pytest_xenkvm.replay.observation import Observation, Place
 from pytest_xenkvm.trace.events import Ioctl, VmShape
 from pytest_xenkvm.vmm.files import IoctlMade
 from pytest_xenkvm.vmm.handles import Vm
+from pytest_xenkvm.vmm.ioctl_bytes import Names, as_event
 from pytest_xenkvm.vmm.snapshot import Attribute, Refused, XenSnapshot, restore_snapshot, take_snapshot
 
 _Key = tuple[int, int | None, int]

@@ -14,7 +14,6 @@ from attrs import Factory, define, evolve
 
 from pytest_xenkvm.core.machine import XenExit
 from pytest_xenkvm.hosts.protocol import GuestCall, HostVm
-from pytest_xenkvm.replay.ioctl_bytes import Names, pack, unpack
 from pytest_xenkvm.trace.events import (
     Behind,
     Event,
@@ -32,6 +31,7 @@ from pytest_xenkvm.trace.events import (
     Wait,
     Wrmsr,
 )
+from pytest_xenkvm.vmm.ioctl_bytes import Names, pack, unpack
 
 Answer = Callable[[Hypercall, XenExit], int]
 """Answers a forwarded hypercall: the guest's new RAX as u64."""

@@ -17,7 +17,6 @@ from attrs import Factory, define
 from pytest_xenkvm.core.hypercalls import UnseenMemory
 from pytest_xenkvm.core.machine import XenExit
 from pytest_xenkvm.hosts.protocol import Host
-from pytest_xenkvm.replay.ioctl_bytes import REQUEST_NAMES, Names, as_event
 from pytest_xenkvm.replay.kernel import UNTIMED_EVENT_NS
 from pytest_xenkvm.replay.observation import Observation, Place, Tally
 from pytest_xenkvm.replay.stepper import Stepper
@@ -39,6 +38,7 @@ from pytest_xenkvm.vmm.behaviour import VmmBehaviour
 from pytest_xenkvm.vmm.calling import Calls
 from pytest_xenkvm.vmm.files import IoctlMade
 from pytest_xenkvm.vmm.handles import Vm
+from pytest_xenkvm.vmm.ioctl_bytes import REQUEST_NAMES, Names, as_event
 
 BEFORE_THE_GUEST: Final = Place(-1)
 """Where `configure` stands: before the first event."""

@@ -49,7 +49,7 @@ class Comparison:
     broke: list[Change] = Factory(list)
     fixed: list[Change] = Factory(list)
     lost: list[Change] = Factory(list)
-    """Held or was reproduced before, and is not judged any more."""
+    """Was judged before, and is not any more."""
     still_wrong: int = 0
     """What was at least as wrong before."""
 

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from typing import Final
 
-from pytest_xenkvm.rules import forwarded_timers, id_bounds, migration, vcpu_id, vmm_duties
+from pytest_xenkvm.rules import (
+    forwarded_timers,
+    id_bounds,
+    migration,
+    moved_vms,
+    ports,
+    served_timers,
+    timer_answers,
+    vcpu_id,
+    vcpu_ops,
+    vmm_answers,
+    vmm_duties,
+)
 from pytest_xenkvm.rules.model import Rule
 
 BUNDLED: Final[tuple[Rule, ...]] = (
@@ -29,5 +41,11 @@ BUNDLED: Final[tuple[Rule, ...]] = (
     forwarded_timers.SET_TIMER_IGNORES_ID,
     forwarded_timers.ABOVE_CPL0_FORWARDS,
     *migration.RULES,
+    *moved_vms.RULES,
     *vmm_duties.RULES,
+    *timer_answers.RULES,
+    *served_timers.RULES,
+    *vmm_answers.RULES,
+    *vcpu_ops.RULES,
+    *ports.RULES,
 )

@@ -64,6 +64,8 @@ class Judge:
         self._of_vmm = frozenset(id(self._checkers[rule.id]) for rule in vmm_rules)
         for rule in applicable:
             for seen in rule.sees:
+                if isinstance(seen, Ioctls) and seen.under_test and not self.context.vmm_under_test:
+                    continue
                 self._watchers[seen] = (*self._watchers.get(seen, ()), self._checkers[rule.id])
 
     @property
@@ -203,12 +205,12 @@ class Judge:
 
 def _is_shown(seen: Seen, event: Event) -> bool:
     match seen:
-        case Ioctls(names):
-            return isinstance(event, Ioctl) and event.name in names
+        case Ioctls(names, refused):
+            return isinstance(event, Ioctl) and event.name in names and (event.ret < 0 or not refused)
         case Hypercalls(numbers, forwarded):
             return (
                 isinstance(event, Hypercall)
-                and event.nr & U32_MAX in numbers
+                and (numbers is None or event.nr & U32_MAX in numbers)
                 and (event.handled == "userspace" or not forwarded)
             )
     return type(event) is seen

@@ -24,16 +24,21 @@ MAX_FINDINGS = 100
 
 @frozen
 class Ioctls:
-    """Ioctls with one of these UAPI names."""
+    """Ioctls with one of these UAPI names.
+
+    `refused`: only those that failed. `under_test`: only in replays with a VMM behaviour.
+    """
 
     names: frozenset[str]
+    refused: bool = False
+    under_test: bool = False
 
 
 @frozen
 class Hypercalls:
-    """Hypercalls with one of these numbers in their lower 32 bits; `forwarded`: only those that were."""
+    """Hypercalls with one of these numbers in their lower 32 bits, or with any; `forwarded`: only those."""
 
-    numbers: frozenset[int]
+    numbers: frozenset[int] | None = None
     forwarded: bool = False
 
 

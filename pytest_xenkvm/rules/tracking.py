@@ -10,7 +10,7 @@ from typing import ClassVar, Final
 
 from attrs import Factory, define, field, frozen
 
-from pytest_xenkvm.abi.numbers import U32_MAX, U64_MAX, Hypercall, VcpuAttr, VcpuOp, XenHvmFlag
+from pytest_xenkvm.abi.numbers import INVALID_GFN, U32_MAX, U64_MAX, Hypercall, VcpuAttr, VcpuOp, XenHvmFlag
 from pytest_xenkvm.replay.observation import Observation
 from pytest_xenkvm.trace import events
 from pytest_xenkvm.trace.events import Ioctl, NowPlus
@@ -20,6 +20,7 @@ TIMER_NUMBERS: Final = frozenset({int(Hypercall.set_timer_op), int(Hypercall.vcp
 
 _SET_TIMER_OP: Final = int(Hypercall.set_timer_op)
 _VCPU_OP: Final = int(Hypercall.vcpu_op)
+_NO_SHARED_INFO: Final = ({"gfn": INVALID_GFN}, {"hva": 0})
 _SINGLESHOT_OPS: Final[dict[int, VcpuOp]] = {
     int(sub_op): sub_op for sub_op in (VcpuOp.set_singleshot_timer, VcpuOp.stop_singleshot_timer)
 }
@@ -69,12 +70,14 @@ class Setup:
     """A VM as set up by the ioctls that `learn` was told of."""
 
     LEARNS_FROM: ClassVar[frozenset[str]] = frozenset(
-        {"KVM_XEN_HVM_CONFIG", "KVM_XEN_VCPU_SET_ATTR", "KVM_XEN_VCPU_GET_ATTR"}
+        {"KVM_XEN_HVM_CONFIG", "KVM_XEN_HVM_SET_ATTR", "KVM_XEN_VCPU_SET_ATTR", "KVM_XEN_VCPU_GET_ATTR"}
     )
     """Names of the ioctls that `learn` can learn from."""
 
     intercepts: bool = False
     """VMCALL and VMMCALL are Xen hypercalls: INTERCEPT_HCALL and an MSR are configured."""
+    shared_info: bool = False
+    """The kernel has a shared_info page to deliver events by."""
     vcpus: dict[int, VcpuSetup] = Factory(dict)
     """Those vCPUs, by index, of which something is known."""
     holders: dict[int, list[int]] = Factory(dict)
@@ -105,6 +108,8 @@ class Setup:
                 event.ret >= 0
             ):
                 self.vcpu(event.vcpu).timer_port = port
+            case "KVM_XEN_HVM_SET_ATTR", {"shared_info": {**where}} if event.ret >= 0:
+                self.shared_info = where not in _NO_SHARED_INFO
             case "KVM_XEN_VCPU_GET_ATTR", {"type": VcpuAttr.VCPU_ID}:
                 read = id_read(event)
                 if read is not None:

@@ -146,6 +146,14 @@ class Vcpu:
         """
         return self._files.host.read_virtual(self.index, gva, size)
 
+    def translate(self, gva: int) -> int | None:
+        """The guest address behind a virtual one (KVM_TRANSLATE); None where no memory is mapped.
+
+        In a replay, for the hypercall that is being answered. Raises UnseenMemory if the recording doesn't
+        show the guest's page tables.
+        """
+        return self._files.host.translate(self.index, gva)
+
     def write_virtual(self, gva: int, data: bytes) -> bool:
         """Store to guest memory at a virtual address of the vCPU; False where nothing is mapped.
 

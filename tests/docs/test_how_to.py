@@ -19,12 +19,13 @@ from pages import HOW_TO, Command, Project, blocks, steps, table
 import pytest_xenkvm
 from pytest_xenkvm.cli.main import run
 from pytest_xenkvm.core.machine import XenExit
+from pytest_xenkvm.plugin import hookspecs
 from pytest_xenkvm.replay.observation import Observation
 from pytest_xenkvm.rules.model import Context
 from pytest_xenkvm.trace.events import Event
 from pytest_xenkvm.trace.files import bundled_traces
 from pytest_xenkvm.trace.importers.kprobes import PROBES
-from pytest_xenkvm.vmm import Vcpu, Vm
+from pytest_xenkvm.vmm import Vcpu, Vm, Vmm
 
 ROOT: Final = Path(pytest_xenkvm.__file__).parents[1]
 PROGRAMS: Final = {
@@ -33,7 +34,13 @@ PROGRAMS: Final = {
 }
 """Scripts as an installation makes them: the working directory is not on their path."""
 
-COMMANDS: Final = {"test-a-vmm.md": 7, "write-a-rule.md": 3, "record-a-guest.md": 1}
+COMMANDS: Final = {
+    "test-a-vmm.md": 10,
+    "write-a-rule.md": 3,
+    "record-a-guest.md": 1,
+    "../reference/hooks.md": 4,
+    "../reference/plugin.md": 3,
+}
 """How many commands each page shows."""
 
 STEPS: Final = [
@@ -81,15 +88,13 @@ def _install(project: Project, folder: Path) -> None:
     text = project.files.get("pyproject.toml")
     if text is None:
         return
-    group = re.search(r'^\[project\.entry-points\."(.+)"\]$', text, re.MULTILINE)
-    assert group is not None
-    entries = re.findall(r'^(\w+) = "(.+)"$', text, re.MULTILINE)
-    assert entries
+    sections = re.findall(r'^\[project\.entry-points\."(.+)"\]\n((?:\w+ = ".+"\n)+)', text, re.MULTILINE)
+    assert sections
     metadata = folder / "demo-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: demo\nVersion: 1.0\n")
-    lines = [f"[{group[1]}]", *(f"{name} = {target}" for name, target in entries)]
-    (metadata / "entry_points.txt").write_text("\n".join(lines))
+    lines = "\n".join(f"[{group}]\n{entries}" for group, entries in sections)
+    (metadata / "entry_points.txt").write_text(lines.replace('"', ""))
 
 
 @pytest.mark.parametrize(("project", "command"), STEPS)
@@ -106,6 +111,24 @@ def test_no_command_is_overlooked() -> None:
     """Every `$ ` in a page, inside a block or not, is a command that the tests have found."""
     assert {page: len(list(steps(page))) for page in COMMANDS} == COMMANDS
     assert {page: (HOW_TO / page).read_text().count("\n$ ") for page in COMMANDS} == COMMANDS
+
+
+def test_hooks_are_those_of_the_code() -> None:
+    """The page of hooks has each with its arguments, those that add first, in the order of the code."""
+    page = "../reference/hooks.md"
+    rows = (HOW_TO / page).read_text()
+    listed = re.findall(r"^\| `(pytest_xenkvm_\w+\(.*?\))`", rows, re.MULTILINE)
+    specs = [(name, spec) for name, spec in vars(hookspecs).items() if name.startswith("pytest_xenkvm_")]
+    assert listed == [f"{name}({', '.join(inspect.signature(spec).parameters)})" for name, spec in specs]
+
+
+def test_optional_methods_are_those_of_the_base() -> None:
+    """The table of a behaviour's methods has each of `Vmm` with its parameters."""
+    listed = [row[0] for row in table("test-a-vmm.md", "method")]
+    methods = [(name, method) for name, method in vars(Vmm).items() if not name.startswith("_")]
+    assert listed == [
+        f"`{name}({', '.join(list(inspect.signature(method).parameters)[1:])})`" for name, method in methods
+    ]
 
 
 @pytest.mark.parametrize("kind", [Vm, Vcpu])

@@ -13,9 +13,9 @@ from emulated_vms import HIGH_MEMORY, SHAPE, RefusingVm, make_vm
 from pytest_xenkvm.abi import ioctls
 from pytest_xenkvm.abi.numbers import HvmAttr, VcpuAttr
 from pytest_xenkvm.hosts.protocol import GuestCall
-from pytest_xenkvm.replay.ioctl_bytes import Names, as_event
 from pytest_xenkvm.vmm import KvmError, Route, RunstateInfo, TimerSetting, Vcpu, Vm
 from pytest_xenkvm.vmm.files import IoctlMade
+from pytest_xenkvm.vmm.ioctl_bytes import Names, as_event
 
 OFF: Final = 2**64 - 1
 PRIORITY: Final = 2**32 - 1
@@ -158,7 +158,13 @@ NO_IOCTLS: Final = {
     *("Vm.ioctl", "Vcpu.ioctl", "Vm.on"),  # carry the others
     *("Vm.open_eventfd", "Vm.read_eventfd", "Vm.write_eventfd"),
     *("Vm.read_memory", "Vm.write_memory", "Vm.gpa_to_hva", "Vm.hva_to_gpa"),
-    *("Vcpu.read_virtual", "Vcpu.write_virtual", "Vcpu.start_vmm_timer", "Vcpu.stop_vmm_timer"),
+    *(
+        "Vcpu.read_virtual",
+        "Vcpu.write_virtual",
+        "Vcpu.translate",
+        "Vcpu.start_vmm_timer",
+        "Vcpu.stop_vmm_timer",
+    ),
 }
 
 

@@ -14,7 +14,9 @@ from pytest_xenkvm.abi.numbers import HvmAttr, VcpuAttr
 from pytest_xenkvm.core.memory import HVA_BASE
 from pytest_xenkvm.core.profile import LINUX_7_3
 from pytest_xenkvm.hosts.emulated import EmulatedHost
-from pytest_xenkvm.replay.ioctl_bytes import (
+from pytest_xenkvm.trace.events import Ioctl, MemorySlot, VcpuShape, VmShape
+from pytest_xenkvm.vmm.files import IoctlMade
+from pytest_xenkvm.vmm.ioctl_bytes import (
     NO_SUCH_FD,
     REQUEST_NAMES,
     RUNSTATE_MEMBERS,
@@ -24,8 +26,6 @@ from pytest_xenkvm.replay.ioctl_bytes import (
     pack,
     unpack,
 )
-from pytest_xenkvm.trace.events import Ioctl, MemorySlot, VcpuShape, VmShape
-from pytest_xenkvm.vmm.files import IoctlMade
 
 MEMORY: Final = 0x10_0000
 FDS: Final = {1: 40, 9: 41}

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from struct import Struct
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from attrs import Factory, define
 
 from pytest_xenkvm.abi import ioctls
 from pytest_xenkvm.abi.numbers import PAGE_SIZE, U32_MAX, U64_MAX, EvtchnStat, HvmAttr, VcpuAttr
-from pytest_xenkvm.hosts.protocol import HostVm
 from pytest_xenkvm.trace.events import Ioctl, JsonObject
 from pytest_xenkvm.vmm.files import IoctlMade
 
@@ -33,11 +32,24 @@ RUNSTATE_MEMBERS: Final = (
 )
 
 
+class Addresses(Protocol):
+    """The part of a `HostVm` by which names find what they stand for."""
+
+    def gpa_to_hva(self, gpa: int) -> int | None:
+        """The host address that backs a guest address."""
+
+    def hva_to_gpa(self, hva: int) -> int | None:
+        """The guest address that a host address backs."""
+
+    def guest_clock(self, vcpu: int) -> int:
+        """The guest's Xen clock now (ns)."""
+
+
 @define
 class Names:
     """What the trace's symbolic values stand for on one host VM."""
 
-    vm: HostVm
+    vm: Addresses
     fds: dict[int, int] = Factory(dict)
     """Host file descriptor of each of the trace's eventfds."""
 
