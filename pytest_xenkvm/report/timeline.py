@@ -138,7 +138,7 @@ class TimelineObserver:
         if lane == VMM_LANE:
             return {"kind": "vmm", "label": "VMM"}
         if lane == MEMORY_LANE:
-            return {"kind": "memory", "label": "Guest memory"}
+            return {"kind": "memory", "label": "Memory"}
         return {"kind": "vcpu", "label": f"vCPU {lane}", "index": lane, "id": self._vm.id_of(lane)}
 
     def _pass_time(self, event: Event, *, by_vmm: bool) -> None:

@@ -227,10 +227,10 @@ def test_an_upcall_is_acknowledged_in_vcpu_info() -> None:
     )
     assert [(mark.lane, mark.kind) for mark in found[1:6]] == [
         ("vCPU 1", "acknowledged"),
-        ("Guest memory", "store"),
-        ("Guest memory", "store"),
-        ("Guest memory", "store"),
-        ("Guest memory", "read"),
+        ("Memory", "store"),
+        ("Memory", "store"),
+        ("Memory", "store"),
+        ("Memory", "read"),
     ]
     assert found[1].flags == INFERRED
     assert found[4].name == "0x5000: 100 bytes"
