@@ -49,6 +49,8 @@ COMMANDS: Final[dict[str, Lazy]] = {
     "profiles": Lazy(
         "pytest_xenkvm.cli.profiles", "profiles", "Tell how the kernels differ, and what to do."
     ),
+    "report": Lazy("pytest_xenkvm.cli.report", "report", "Merge and compare reports of pytest runs."),
+    "badge": Lazy("pytest_xenkvm.cli.badge", "badge", "Draw the badge of a report."),
 }
 
 _EPILOG: Final = """\b
