@@ -38,6 +38,7 @@ COMMANDS: Final = {
     "test-a-vmm.md": 10,
     "write-a-rule.md": 3,
     "record-a-guest.md": 1,
+    "badge-and-reports.md": 1,
     "../reference/hooks.md": 4,
     "../reference/plugin.md": 3,
 }
