@@ -39,6 +39,7 @@ NAVIGATION = {
         "rules/index",
         "reference/profiles",
         "reference/trace-format",
+        "reference/report-format",
         "reference/*",
     ],
     "Explanation": ["explanation/abi-change", "architecture", "explanation/*"],

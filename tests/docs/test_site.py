@@ -28,7 +28,7 @@ def test_the_generated_pages_are_up_to_date(tmp_path: Path) -> None:
 
 def test_pictures_are_drawings_that_explain_themselves() -> None:
     """Each picture has a title and a description, is legible in the dark too, and loads nothing."""
-    pictures = list((ROOT / "docs" / "pictures").glob("*.svg"))
+    pictures = list((ROOT / "docs" / "images").glob("*.svg"))
     assert pictures
     for picture in pictures:
         svg = ET.parse(picture).getroot()  # noqa: S314 - our own
