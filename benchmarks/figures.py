@@ -37,6 +37,17 @@ class StartUp:
     with_plugin: float
 
 
+@frozen(kw_only=True)
+class PageFigures:
+    """The HTML report of a trace in a browser: bytes; ms to show the timeline, redraw it and filter it."""
+
+    events: int
+    size: int
+    ready_ms: float
+    draw_ms: float
+    filter_ms: float
+
+
 @define
 class Figures:
     """All of a run."""
@@ -44,6 +55,7 @@ class Figures:
     speeds: list[Speed] = field(factory=list)
     memories: list[Memory] = field(factory=list)
     start_up: StartUp | None = None
+    page: PageFigures | None = None
 
     def as_json(self) -> dict[str, object]:
         """For the JSON file."""
@@ -66,6 +78,14 @@ class Figures:
             yield (
                 f"pytest --collect-only, empty directory: {bare * 1000:.0f} ms without the plugin, "
                 f"{loaded * 1000:.0f} ms with it ({loaded / bare - 1:+.1%})"
+            )
+
+        if self.page is not None:
+            page = self.page
+            yield ""
+            yield (
+                f"HTML report, {page.events:,} events, {page.size / 1e6:.1f} MB: timeline shown in "
+                f"{page.ready_ms:.0f} ms, drawn in {page.draw_ms:.0f} ms, filtered in {page.filter_ms:.0f} ms"
             )
 
     def _speed_line(self, speed: Speed) -> str:

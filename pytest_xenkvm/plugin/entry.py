@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from pytest_xenkvm.plugin import hookspecs
+from pytest_xenkvm.plugin import hookspecs, reporting
 from pytest_xenkvm.plugin.fixtures import (
     xenkvm_guest,
     xenkvm_host,
@@ -71,6 +71,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--xenkvm-strict", action="store_true", help="fail for violated SHOULD rules too, instead of xfail"
     )
+    reporting.add_options(group)
     parser.addini("xenkvm_traces", "traces to replay, one a line, as for --xenkvm-trace", "linelist")
     parser.addini("xenkvm_profile", "as --xenkvm-profile", default="auto")
     parser.addini("xenkvm_engine", "as --xenkvm-engine", default="model")
@@ -93,6 +94,7 @@ def pytest_configure(config: pytest.Config) -> None:
         from pytest_xenkvm.plugin.session import resolve  # noqa: PLC0415
 
         resolve(config)
+    reporting.register(config, used=config.stash[_USED])
 
 
 def _is_used(config: pytest.Config) -> bool:
@@ -111,6 +113,7 @@ def _is_used(config: pytest.Config) -> bool:
         or config.getini("xenkvm_engine") != "model"
         or config.getini("xenkvm_rules")
         or config.getini("xenkvm_vmm")
+        or reporting.asks_for_files(config)
         or any(_is_trace(argument.partition("::")[0]) for argument in config.args)
     )
 

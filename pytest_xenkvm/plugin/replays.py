@@ -10,7 +10,9 @@ from attrs import define, field, frozen
 from pytest_xenkvm.hosts.protocol import HostError
 from pytest_xenkvm.plugin.observing import Watched, run_observed
 from pytest_xenkvm.plugin.session import hooked_profiles, settings
+from pytest_xenkvm.plugin.timelines import new_timeline, timeline_json
 from pytest_xenkvm.replay.errors import ReplayError
+from pytest_xenkvm.report.json_result import JsonObject
 from pytest_xenkvm.rules.model import Rule
 from pytest_xenkvm.rules.run import ReplayOptions, ReplayResult
 from pytest_xenkvm.trace.errors import TraceError
@@ -46,6 +48,7 @@ class Replays:
         return self.watched.trace
 
     _done: dict[str, ReplayResult | Told] = field(factory=dict, init=False)
+    _timelines: dict[str, JsonObject] = field(factory=dict, init=False)
 
     def outcome(self, parameters: str, behaviour: VmmBehaviour | None) -> ReplayResult | str | Told:
         """The result, or one sentence why there is none; from the second time on that is `Told`.
@@ -63,7 +66,10 @@ class Replays:
             behaviour=behaviour,
         )
         try:
-            result = run_observed(self.watched, self.rules, options)
+            timeline = new_timeline(self.watched.config, self.trace.header)
+            result = run_observed(self.watched, self.rules, options, timeline)
+            if timeline is not None:
+                self._timelines[parameters] = timeline_json(timeline, result)
         except (TraceError, ReplayError, HostError, VmmError) as error:
             self._done[parameters] = Told(str(error).partition("\n")[0])  # without an adapter's stderr
             return str(error)
@@ -73,6 +79,10 @@ class Replays:
             raise error.with_traceback(_without_ours(error.__traceback__)) from None
         self._done[parameters] = result
         return result
+
+    def take_timeline(self, parameters: str) -> JsonObject | None:
+        """What the vCPUs did, if reports show that; for the first who asks."""
+        return self._timelines.pop(parameters, None)
 
 
 def _without_ours(traceback: TracebackType | None) -> TracebackType | None:

@@ -18,7 +18,7 @@ PAGES: Final = (
     *sorted(
         str(path.relative_to(ROOT))
         for path in (ROOT / "docs").rglob("*.md")
-        if path.parent.name != "rules"  # made by `xenkvm rules --markdown`, without any code
+        if not path.read_text(encoding="utf-8").startswith("<!-- Generated from ")  # signatures are no code
     ),
 )
 """All pages for users and contributors, as paths from the root of the sources."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -46,11 +47,20 @@ def _the_adapter(folder: Path) -> None:
         subprocess.run([compiler, "-o", folder / name, source], check=True)
 
 
+def _traces_and_an_earlier_report(folder: Path) -> None:
+    (folder / "traces").mkdir()
+    shutil.copy(bundled_traces()["linux-boot-1vcpu"], folder / "traces")
+    (folder / "main").mkdir()
+    command = [sys.executable, "-m", "pytest", "--xenkvm-trace=traces", "--xenkvm-report=main/report.json"]
+    subprocess.run(command, cwd=folder, capture_output=True, check=True)
+
+
 SETTINGS: Final[dict[tuple[str, str], Callable[[Path], None]]] = {
     ("README.md", "console"): _the_forgetful_vmm,
     ("README.md", "sh"): _a_recording,
     ("docs/adapters/README.md", "console"): _the_adapter,
     ("docs/reference/adapter-protocol.md", "console"): _the_adapter,
+    ("docs/how-to/ci.md", "sh"): _traces_and_an_earlier_report,
     ("docs/how-to/record-a-guest.md", "sh"): _a_recording,
     ("docs/reference/importers.md", "python"): _a_recording,
     ("docs/reference/trace-format.md", "python"): _traces_of_both_formats,
@@ -93,6 +103,7 @@ NOT_RUN: Final = {
     ),
     ("docs/contributing.md", "python3 -m venv .venv"): _A_CHECKOUT,
     ("docs/contributing.md", "python -m pytest -n 2"): _A_CHECKOUT,
+    ("docs/contributing.md", "python tools/reference_pages.py"): _A_CHECKOUT,
     (
         "docs/contributing.md",
         "coverage run -m pytest",

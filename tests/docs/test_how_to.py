@@ -6,7 +6,6 @@ import inspect
 import os
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +20,7 @@ from pytest_xenkvm.replay.observation import Observation
 from pytest_xenkvm.rules.model import Context
 from pytest_xenkvm.trace.events import Event
 from pytest_xenkvm.trace.importers.kprobes import PROBES
-from pytest_xenkvm.vmm import Vcpu, Vm, Vmm
+from pytest_xenkvm.vmm import Vmm
 
 TEST_A_VMM: Final = f"{HOW_TO}/test-a-vmm.md"
 WRITE_A_RULE: Final = f"{HOW_TO}/write-a-rule.md"
@@ -44,34 +43,6 @@ def test_optional_methods_are_those_of_the_base() -> None:
     assert listed == [
         f"`{name}({', '.join(list(inspect.signature(method).parameters)[1:])})`" for name, method in methods
     ]
-
-
-@pytest.mark.parametrize("kind", [Vm, Vcpu])
-def test_methods_are_those_of_the_code(kind: type) -> None:
-    """The table of a handle's methods has each public one, with its parameters and what it does."""
-    listed = [" | ".join(row) for row in table(TEST_A_VMM, f"`{kind.__name__}`")]
-    assert listed == [f"`{_signature(method)}` | {_summary(method)}" for method in _methods(kind)]
-
-
-def _methods(kind: type) -> Iterator[object]:
-    for name, value in vars(kind).items():
-        if inspect.isfunction(value) and not name.startswith("_"):
-            yield value
-
-
-def _signature(method: object) -> str:
-    assert inspect.isfunction(method)
-    words: list[str] = []
-    _self, *parameters = inspect.signature(method).parameters.values()
-    for parameter in parameters:
-        if parameter.kind is parameter.KEYWORD_ONLY and "*" not in words:
-            words.append("*")
-        words.append(parameter.name + ("" if parameter.default is parameter.empty else "=..."))
-    return f"{method.__name__}({', '.join(words)})"
-
-
-def _summary(method: object) -> str:
-    return (inspect.getdoc(method) or "").partition("\n")[0]
 
 
 @pytest.mark.parametrize(
