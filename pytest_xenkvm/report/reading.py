@@ -85,7 +85,7 @@ class _Check:
             for name, member in schema.get("properties", {}).items():
                 if name in value:
                     self.value(value[name], member, f"{place}.{name}")
-        if isinstance(value, list):
+        if isinstance(value, list) and "items" in schema:
             for number, item in enumerate(value):
                 self.value(item, schema["items"], f"{place}[{number}]")
 

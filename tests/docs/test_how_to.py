@@ -39,6 +39,7 @@ COMMANDS: Final = {
     "write-a-rule.md": 3,
     "record-a-guest.md": 1,
     "../explanation/timeline.md": 1,
+    "badge-and-reports.md": 1,
     "../reference/hooks.md": 4,
     "../reference/plugin.md": 3,
 }
