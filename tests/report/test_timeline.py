@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from itertools import accumulate
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -336,3 +338,10 @@ def test_a_vmm_replay_has_a_timeline() -> None:
         observer(observation)
     first = shown(observer.as_json())[0]
     assert (first.kind, first.event, first.flags) == ("ioctl", -1, BY_VMM)
+
+
+def test_the_page_describes_all_members() -> None:
+    """The table of members is that of the code, in order."""
+    page = (Path(__file__).parents[2] / "docs" / "explanation" / "timeline.md").read_text(encoding="utf-8")
+    section = page.partition("## In the JSON report")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == list(TimelineObserver(HEADER).as_json())
