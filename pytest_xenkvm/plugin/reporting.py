@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pytest_xenkvm.plugin.items import TraceItem
 
 _PART: Final = "xenkvm_part"
-"""The attribute of a test's or collector's report that holds a part of our report (`report/results.py`)."""
+"""The attribute of a test's or collector's report that holds a part of ours, as JSON, until it is taken."""
 _PHASES: Final = {"setup", "call", "teardown"}
 """Other reports are made by pytest-xdist, of processes that crashed."""
 
@@ -108,7 +108,7 @@ class _Reporting:
         from pytest_xenkvm.plugin.results import move_properties, part_of_crash, take  # noqa: PLC0415
 
         if hasattr(report, _PART):
-            self._has_results |= take(self._config, getattr(report, _PART))
+            self._has_results |= take(self._config, report.__dict__.pop(_PART))
             move_properties(self._config, report)
         else:
             self._has_results |= take(self._config, part_of_crash(self._config, report))
@@ -118,7 +118,7 @@ class _Reporting:
         if not self._is_worker and hasattr(report, _PART):
             from pytest_xenkvm.plugin.results import take  # noqa: PLC0415
 
-            self._has_results |= take(self._config, getattr(report, _PART))
+            self._has_results |= take(self._config, report.__dict__.pop(_PART))
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:

@@ -1,11 +1,13 @@
 """What items of traces have to tell, as parts of a report, and all that they told.
 
 A part travels in pytest's report of an item or collector, from whichever process ran it to the one that
-writes the files. It is JSON and nothing else, as pytest-xdist demands.
+writes the files. It travels as JSON text, since pytest-xdist takes plain values of few types only.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
@@ -25,6 +27,7 @@ from pytest_xenkvm.report.json_result import (
 from pytest_xenkvm.report.results import JsonObject, Results
 
 _MAX_ERROR: Final = 500
+_NOTHING: Final = "null"
 _OURS: Final = "xenkvm_"
 """What the names of an item's properties begin with."""
 
@@ -36,19 +39,20 @@ def results(config: pytest.Config) -> Results:
     return config.stash.setdefault(_RESULTS, Results())
 
 
-def take(config: pytest.Config, part: JsonObject | None) -> bool:
+def take(config: pytest.Config, part: str) -> bool:
     """Take in what an item or collector told; whether it told anything."""
-    if part is not None:
-        results(config).add(part)
-    return part is not None
+    told = json.loads(part)
+    if told is not None:
+        results(config).add(told)
+    return told is not None
 
 
-def part_of_item(item: TraceItem, call: pytest.CallInfo[None]) -> JsonObject | None:
-    """What a phase of an item has to tell: how it judged, or why it couldn't."""
+def part_of_item(item: TraceItem, call: pytest.CallInfo[None]) -> str:
+    """What a phase of an item has to tell: how it judged, or why it couldn't; JSON, null for nothing."""
     errors = _errors(item, call)
     result = item.result
     if not errors and (result is None or call.when != "call"):
-        return None
+        return _NOTHING
     trace = item.replays.trace
     replay = _replay(item.replays.nodeid, item.parameters, errors) | {
         "path": spelling(trace.path, item.config.rootpath),
@@ -67,26 +71,30 @@ def part_of_item(item: TraceItem, call: pytest.CallInfo[None]) -> JsonObject | N
         timeline = item.replays.take_timeline(item.parameters)
         if timeline is not None:
             replay["timeline"] = timeline
-    return {"rules": rules, "replays": [replay]}
+    return _part(replay, rules)
 
 
-def part_of_unreadable(collector: TraceFile, report: pytest.CollectReport) -> JsonObject:
+def part_of_unreadable(collector: TraceFile, report: pytest.CollectReport) -> str:
     """That a trace, or the rules for it, can't be read."""
     config = collector.config
     replay = _replay(collector.nodeid, "", [_sentence(str(report.longrepr))])
     path = spelling(collector.trace_path, config.rootpath)
-    return {"rules": [], "replays": [replay | {"path": path, "engine": settings(config).engine}]}
+    return _part(replay | {"path": path, "engine": settings(config).engine})
 
 
-def part_of_crash(config: pytest.Config, report: pytest.TestReport) -> JsonObject | None:
-    """That the process which ran an item is no more; None if it is no item of a trace."""
+def part_of_crash(config: pytest.Config, report: pytest.TestReport) -> str:
+    """That the process which ran an item is no more; null if it is no item of a trace."""
     trace, _, name = report.nodeid.partition("::")
     if not trace.endswith((".xkt", ".jsonl", ".jsonl.gz")):
-        return None
+        return _NOTHING
     bracket = name.find("[")
     parameters = name[bracket:] if bracket >= 0 else ""
     replay = _replay(trace, parameters, [f"the process that ran {name} crashed"])
-    return {"rules": [], "replays": [replay | {"engine": settings(config).engine}]}
+    return _part(replay | {"engine": settings(config).engine})
+
+
+def _part(replay: JsonObject, rules: Sequence[JsonObject] = ()) -> str:
+    return json.dumps({"rules": rules, "replays": [replay]})
 
 
 def _replay(trace: str, parameters: str, errors: list[str]) -> JsonObject:
