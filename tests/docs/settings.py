@@ -114,6 +114,7 @@ NOT_RUN: Final = {
     ("docs/contributing.md", "python3 -m venv .venv"): _A_CHECKOUT,
     ("docs/contributing.md", "python -m pytest -n 2"): _A_CHECKOUT,
     ("docs/contributing.md", "python tools/reference_pages.py"): _A_CHECKOUT,
+    ("docs/contributing.md", "pytest --xenkvm-trace=@linux-boot"): "test_site.py runs it",
     (
         "docs/contributing.md",
         "coverage run -m pytest",
