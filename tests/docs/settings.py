@@ -51,8 +51,17 @@ def _traces_and_an_earlier_report(folder: Path) -> None:
     (folder / "traces").mkdir()
     shutil.copy(bundled_traces()["linux-boot-1vcpu"], folder / "traces")
     (folder / "main").mkdir()
-    command = [sys.executable, "-m", "pytest", "--xenkvm-trace=traces", "--xenkvm-report=main/report.json"]
-    subprocess.run(command, cwd=folder, capture_output=True, check=True)
+    _report(folder, "main/report.json")
+
+
+def _reports(folder: Path) -> None:
+    for name in ("one.json", "two.json", "main.json", "results.json"):
+        _report(folder, name)
+
+
+def _report(folder: Path, name: str) -> None:
+    options = ["--xenkvm-trace=@linux-boot-1vcpu", f"--xenkvm-report={name}"]
+    subprocess.run([sys.executable, "-m", "pytest", *options], cwd=folder, capture_output=True, check=True)
 
 
 SETTINGS: Final[dict[tuple[str, str], Callable[[Path], None]]] = {
@@ -60,6 +69,7 @@ SETTINGS: Final[dict[tuple[str, str], Callable[[Path], None]]] = {
     ("README.md", "sh"): _a_recording,
     ("docs/adapters/README.md", "console"): _the_adapter,
     ("docs/reference/adapter-protocol.md", "console"): _the_adapter,
+    ("docs/how-to/badge-and-reports.md", "sh"): _reports,
     ("docs/how-to/ci.md", "sh"): _traces_and_an_earlier_report,
     ("docs/how-to/record-a-guest.md", "sh"): _a_recording,
     ("docs/reference/importers.md", "python"): _a_recording,
@@ -104,6 +114,7 @@ NOT_RUN: Final = {
     ("docs/contributing.md", "python3 -m venv .venv"): _A_CHECKOUT,
     ("docs/contributing.md", "python -m pytest -n 2"): _A_CHECKOUT,
     ("docs/contributing.md", "python tools/reference_pages.py"): _A_CHECKOUT,
+    ("docs/contributing.md", "pytest --xenkvm-trace=@linux-boot"): "test_site.py runs it",
     (
         "docs/contributing.md",
         "coverage run -m pytest",

@@ -20,7 +20,7 @@ tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else 
 
 RUN: Final = ("console", "python", "sh")
 VALIDATED: Final = ("toml", "ini", "yaml")
-DATA: Final = ("json", "text")
+DATA: Final = ("json", "markdown", "text", "xml")
 """Neither code nor configuration: what is written or printed."""
 
 BLOCKS: Final = [block for page in PAGES for block in blocks(page)]

@@ -13,6 +13,7 @@ import pytest
 
 ROOT: Final = Path(__file__).parents[2]
 PAGES: Final = ROOT / "docs" / "reference"
+BADGE: Final = ROOT / "docs" / "images" / "badge.svg"
 GENERATED: Final = "<!-- Generated from the code by tools/reference_pages.py"
 
 
@@ -26,9 +27,22 @@ def test_the_generated_pages_are_up_to_date(tmp_path: Path) -> None:
     assert [name for name in made if made[name] != committed[name]] == []
 
 
+def test_the_badge_is_the_products(tmp_path: Path) -> None:
+    """The README's badge and its text are what the command in docs/contributing.md makes."""
+    contributing = (ROOT / "docs" / "contributing.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^pytest (.* --xenkvm-badge=.*) conformance$", contributing, re.MULTILINE)
+    made = tmp_path / BADGE.relative_to(ROOT)
+    made.parent.mkdir(parents=True)
+    command = [sys.executable, "-m", "pytest", *line.split()]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert made.read_bytes() == BADGE.read_bytes()
+    (shown,) = re.findall(r"!\[.*\]\(docs/images/badge.svg\)", done.stdout)
+    assert shown in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+
+
 def test_pictures_are_drawings_that_explain_themselves() -> None:
     """Each picture has a title and a description, is legible in the dark too, and loads nothing."""
-    pictures = list((ROOT / "docs" / "images").glob("*.svg"))
+    pictures = [path for path in (ROOT / "docs" / "images").glob("*.svg") if path != BADGE]
     assert pictures
     for picture in pictures:
         svg = ET.parse(picture).getroot()  # noqa: S314 - our own
