@@ -38,6 +38,17 @@ class StartUp:
 
 
 @frozen(kw_only=True)
+class PageFigures:
+    """The HTML report of a trace in a browser: bytes; ms to show the timeline, redraw it and filter it."""
+
+    events: int
+    size: int
+    ready_ms: float
+    draw_ms: float
+    filter_ms: float
+
+
+@frozen(kw_only=True)
 class Collection:
     """`pytest --collect-only` of a corpus of small traces, in CPU seconds of the process."""
 
@@ -68,6 +79,7 @@ class Figures:
     speeds: list[Speed] = field(factory=list)
     memories: list[Memory] = field(factory=list)
     start_up: StartUp | None = None
+    page: PageFigures | None = None
     collection: Collection | None = None
     second_run: SecondRun | None = None
 
@@ -92,6 +104,14 @@ class Figures:
             yield (
                 f"pytest --collect-only, empty directory: {bare * 1000:.0f} ms without the plugin, "
                 f"{loaded * 1000:.0f} ms with it ({loaded / bare - 1:+.1%})"
+            )
+
+        if self.page is not None:
+            page = self.page
+            yield ""
+            yield (
+                f"HTML report, {page.events:,} events, {page.size / 1e6:.1f} MB: timeline shown in "
+                f"{page.ready_ms:.0f} ms, drawn in {page.draw_ms:.0f} ms, filtered in {page.filter_ms:.0f} ms"
             )
 
         if self.collection is not None:

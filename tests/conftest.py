@@ -1,8 +1,28 @@
-"""Hypothesis: examples may take as long as a busy machine takes."""
+"""Hypothesis may take as long as a busy machine takes; projects of users are installed on what users have."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 from hypothesis import HealthCheck, settings
+from installing import Shell, Wheels, once_for_all_workers
 
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
+
+collect_ignore = [
+    f"downstream/{name}" for name in ("python-vmm", "c-vmm", "traces-only")
+]  # run as users would
+
+
+@pytest.fixture(scope="session")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Wheels:
+    """A registry on disk: this project's wheel, newly built, and the wheels of all that it needs."""
+    return Wheels(once_for_all_workers(tmp_path_factory, "wheels", Wheels.build))
+
+
+@pytest.fixture
+def shell(wheels: Wheels, tmp_path: Path) -> Shell:
+    """A shell in an empty folder, where `pip install` finds the wheels and nothing else."""
+    return Shell.in_folder(tmp_path / "user", wheels)

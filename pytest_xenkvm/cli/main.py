@@ -43,11 +43,14 @@ COMMANDS: Final[dict[str, Lazy]] = {
         "pytest_xenkvm.cli.replay", "replay", "Replay a trace, compare outcomes, judge the rules."
     ),
     "show": Lazy("pytest_xenkvm.cli.show", "show", "Print a trace in words, one line an event."),
+    "check": Lazy("pytest_xenkvm.cli.check", "check", "Read traces to their ends, and tell what is wrong."),
     "import": Lazy("pytest_xenkvm.cli.import_", "import_", "Turn a recording of a real guest into a trace."),
     "rules": Lazy("pytest_xenkvm.cli.rules", "rules", "List the conformance rules, or explain one of them."),
     "profiles": Lazy(
         "pytest_xenkvm.cli.profiles", "profiles", "Tell how the kernels differ, and what to do."
     ),
+    "report": Lazy("pytest_xenkvm.cli.report", "report", "Merge and compare reports of pytest runs."),
+    "badge": Lazy("pytest_xenkvm.cli.badge", "badge", "Draw the badge of a report."),
 }
 
 _EPILOG: Final = """\b
@@ -58,8 +61,8 @@ Examples:
   xenkvm show boot.xkt --count                  which hypercalls, and who answered them
   xenkvm COMMAND --help                         options and more examples
 
-Exit codes: 0 all went well, 1 a replay diverged or a rule was violated, 2 the request can't be served (the
-reason is on stderr), 130 interrupted.
+Exit codes: 0 all went well, 1 a replay diverged, a rule was violated or a trace is broken, 2 the
+request can't be served (the reason is on stderr), 130 interrupted.
 """
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from pytest_xenkvm.plugin import hookspecs
+from pytest_xenkvm.plugin import hookspecs, reporting
 from pytest_xenkvm.plugin.fixtures import (
     xenkvm_guest,
     xenkvm_host,
@@ -77,6 +77,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--xenkvm-no-cache", action="store_true", help="replay also what an earlier run has replayed"
     )
+    reporting.add_options(group)
     parser.addini("xenkvm_traces", "traces to replay, one a line, as for --xenkvm-trace", "linelist")
     parser.addini("xenkvm_profile", "as --xenkvm-profile", default="auto")
     parser.addini("xenkvm_engine", "as --xenkvm-engine", default="model")
@@ -104,6 +105,7 @@ def pytest_configure(config: pytest.Config) -> None:
             take_traces(config)
 
         resolve(config)
+    reporting.register(config, used=config.stash[_USED])
 
 
 def _is_used(config: pytest.Config) -> bool:
@@ -122,6 +124,7 @@ def _is_used(config: pytest.Config) -> bool:
         or config.getini("xenkvm_engine") != "model"
         or config.getini("xenkvm_rules")
         or config.getini("xenkvm_vmm")
+        or reporting.asks_for_files(config)
         or any(_is_trace(argument.partition("::")[0]) for argument in config.args)
     )
 

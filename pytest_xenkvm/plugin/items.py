@@ -32,6 +32,8 @@ class TraceItem(pytest.Function):
     """Judges the replay of a trace; takes fixtures as a test function does."""
 
     replays: Replays
+    result: ReplayResult | None = None
+    """What the replay came to, once it did."""
 
     @classmethod
     def like(cls, function: pytest.Function, name: str, replays: Replays, **more: Any) -> Any:
@@ -75,6 +77,7 @@ class TraceItem(pytest.Function):
             self.skip(f"not judged: {outcome.sentence}")
         if isinstance(outcome, str):
             _fail(outcome)
+        self.result = outcome
         self.user_properties.extend(_counts(outcome))
         self.judge(outcome)
 
@@ -144,12 +147,16 @@ class RuleItem(TraceItem):
     def judge(self, result: ReplayResult) -> None:
         """Fail for a violation (xfail if the rule is a SHOULD), skip if nothing was judged."""
         __tracebackhide__ = True
-        verdict = next(verdict for verdict in result.verdicts if verdict.rule.id == self.rule.id)
+        verdict = self.verdict(result)
         self.user_properties.append(("xenkvm_verdict", verdict.state.value))
         if verdict.state is State.NOT_EXERCISED:
             self.skip(f"not exercised: {verdict.reason} ({self.rule.id})")
         if verdict.state is State.VIOLATED:
             self._complain(verdict)
+
+    def verdict(self, result: ReplayResult) -> Verdict:
+        """How the rule came out."""
+        return next(verdict for verdict in result.verdicts if verdict.rule.id == self.rule.id)
 
     def _complain(self, verdict: Verdict) -> NoReturn:
         __tracebackhide__ = True

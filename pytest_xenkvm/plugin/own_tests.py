@@ -30,7 +30,9 @@ class Replayed:
     """A replay with all its observations."""
 
     observations: list[Observation]
+    """What happened, event by event."""
     result: ReplayResult
+    """What it came to."""
 
     @property
     def divergences(self) -> tuple[Divergence, ...]:

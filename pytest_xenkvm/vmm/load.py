@@ -24,6 +24,8 @@ Maker = Callable[[], VmmBehaviour]
 """Makes a behaviour; each replay may have one of its own."""
 
 _COMMAND: Final = "cmd:"
+_BROKEN: Final = "broken-"
+"""Bundled behaviours of this kind are many, and nobody's VMM: they aren't listed."""
 _NO_OTHERS: Final[Mapping[str, object]] = MappingProxyType({})
 _REQUIRED: Final = ("configure", "on_hypercall")
 
@@ -109,7 +111,8 @@ def _named(name: str, others: Mapping[str, object]) -> Maker:
         return behaviour_maker(others[name], name)
     if name in installed:
         return behaviour_maker(_loaded(installed[name]), name)
-    known = ", ".join(sorted({*BUNDLED, *others, *installed}))
+    bundled = {name for name in BUNDLED if not name.startswith(_BROKEN)}
+    known = ", ".join(sorted({*bundled, *others, *installed}))
     there_are = f"there are {known}; besides, " if known else "expected "
     raise BehaviourError(f"there is no VMM behaviour {name!r}: {there_are}module:Class or cmd:COMMAND LINE")
 

@@ -76,7 +76,7 @@ def test_an_importer_is_offered(
 ) -> None:
     """`xenkvm import` finds it by the recording's content or by its name."""
     offer(OFFERS)
-    (tmp_path / "recording.txt").write_text("# waits\n5\n7\n")
+    (tmp_path / "recording.txt").write_text("# waits\n5\n7\n<idle>-0 [000] d.... 1.000001: x: y\n")
     assert run(["import", "recording.txt", *source]) == 0
     assert "from waits, wrote recording.xkt: 2 events" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""The how-to pages as data: their code blocks, in order, and what commands and output they show."""
+"""The pages as data: their code blocks, in order, and what commands and output they show."""
 
 from __future__ import annotations
 
@@ -10,10 +10,46 @@ from typing import Final
 
 from attrs import Factory, define, frozen
 
-HOW_TO: Final = Path(__file__).parents[2] / "docs" / "how-to"
+ROOT: Final = Path(__file__).parents[2]
+HOW_TO: Final = "docs/how-to"
+
+PAGES: Final = (
+    "README.md",
+    *sorted(
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "docs").rglob("*.md")
+        if not path.read_text(encoding="utf-8").startswith("<!-- Generated from ")  # signatures are no code
+    ),
+)
+"""All pages for users and contributors, as paths from the root of the sources."""
+
+FILES: Final = ("python", "toml", "ini", "yaml")
+"""Languages of blocks that may be whole files, each named by the comment on its first line."""
 
 _BLOCK: Final = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_FILE_NAME: Final = re.compile(r"# (\S+)\n")
+_FENCE: Final = re.compile(r"^[ >]*(?:```|~~~)", re.MULTILINE)
+_FILE_NAME: Final = re.compile(r"# ([\w./-]+\.[a-z]+)\n")
+
+
+@frozen
+class Block:
+    """A code block of a page."""
+
+    page: str
+    line: int
+    """Where its fence stands, counted from 1."""
+
+    language: str
+    text: str
+
+    @property
+    def name(self) -> str | None:
+        """The file that it is; None for a fragment."""
+        named = _FILE_NAME.match(self.text) if self.language in FILES else None
+        return named and named[1]
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}"
 
 
 @frozen
@@ -64,30 +100,35 @@ class Project:
             path.write_text(text)
 
 
-def blocks(page: str, *languages: str) -> list[tuple[str, str]]:
-    """The code blocks of a page, as (language, text); of these languages only, if some are given."""
-    found = _BLOCK.findall((HOW_TO / page).read_text())
-    return [(language, text) for language, text in found if not languages or language in languages]
+def blocks(page: str, *languages: str) -> list[Block]:
+    """The code blocks of a page, of these languages only if some are given."""
+    text = (ROOT / page).read_text()
+    found = [
+        Block(page, text.count("\n", 0, match.start()) + 1, match[1], match[2])
+        for match in _BLOCK.finditer(text)
+    ]
+    return [block for block in found if not languages or block.language in languages]
+
+
+def fences(page: str) -> int:
+    """How many lines of a page begin or end a block, however they are written."""
+    return len(_FENCE.findall((ROOT / page).read_text()))
 
 
 def steps(page: str) -> Iterator[tuple[Project, Command]]:
-    """Each command of a page with the project as the blocks above it describe it.
-
-    A block of Python or TOML is a file, named by the comment on its first line; a later one replaces it.
-    """
+    """Each command of a page with the project as the files above it make it; a later file replaces one."""
     files: dict[str, str] = {}
-    for language, text in blocks(page, "python", "toml", "console"):
-        if language == "console":
-            for command in _commands(text):
+    for block in blocks(page, "console", *FILES):
+        if block.language == "console":
+            for command in commands(block):
                 yield Project(dict(files)), command
-            continue
-        name = _FILE_NAME.match(text)
-        assert name is not None, f"{page}: a block of {language} doesn't say which file it is"
-        files[name[1]] = text
+        elif block.name is not None:
+            files[block.name] = block.text
 
 
-def _commands(text: str) -> Iterator[Command]:
-    for chunk in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
+def commands(block: Block) -> Iterator[Command]:
+    """The commands of a block of console text."""
+    for chunk in re.split(r"^\$ ", block.text, flags=re.MULTILINE)[1:]:
         line, *shown = chunk.splitlines()
         yield Command(line, tuple(shown))
 
@@ -96,7 +137,7 @@ def table(page: str, heading: str) -> list[list[str]]:
     """The rows of the table whose head begins with the cell `heading`, as lists of cells."""
     rows: list[list[str]] = []
     inside = False
-    for line in (HOW_TO / page).read_text().splitlines():
+    for line in (ROOT / page).read_text().splitlines():
         if line.startswith(f"| {heading} |"):
             inside = True
         elif inside and not line.startswith("|"):

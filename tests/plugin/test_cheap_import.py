@@ -13,6 +13,7 @@ OURS = {
     "pytest_xenkvm.plugin.entry",
     "pytest_xenkvm.plugin.fixtures",
     "pytest_xenkvm.plugin.hookspecs",
+    "pytest_xenkvm.plugin.reporting",
     "pytest_xenkvm.plugin.terminal",
 }
 HEAVY = {"attr", "attrs", "click", "msgpack", "unicorn"}

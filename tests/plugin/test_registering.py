@@ -47,7 +47,7 @@ def test_a_profile_of_a_conftest(project: pytest.Pytester, traces: Path, run_any
     )
     result = run_anyhow("--xenkvm-profile=linux-7.3-vendor", "-k", "test_own or replay", "--junitxml=out.xml")
     result.assert_outcomes(passed=2)
-    assert 'name="xenkvm_profile" value="linux-7.3-vendor"' in Path("out.xml").read_text()
+    assert 'xenkvm_profile:traces/good.xkt::replay" value="linux-7.3-vendor"' in Path("out.xml").read_text()
 
 
 def test_a_profiles_name_must_be_new(project: pytest.Pytester, run: Run) -> None:

@@ -1,10 +1,9 @@
-"""What the whole run came to: header, block at the end, JUnit."""
+"""What the whole run came to: header, block at the end."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from xml.etree import ElementTree as ET
 
 import pytest
 from small_traces import REFUSED, UNSEEN, write
@@ -43,24 +42,3 @@ def test_the_header_names_profile_and_traces(traces: Path, run: Run) -> None:
     result.stdout.fnmatch_lines(
         ["xenkvm: profile linux-7.2, engine model, rules demo, traces traces/a.xkt, * and 2 more"]
     )
-
-
-def test_junit_holds_what_was_judged(traces: Path, project: pytest.Pytester, run_anyhow: Run) -> None:
-    """Each item's test case has the trace, and that of a rule its id, level, source and verdict."""
-    write(traces / "good.xkt", *REFUSED)
-    run_anyhow("--junitxml=junit.xml", "-k", "answered")
-    (case,) = ET.parse(project.path / "junit.xml").iter("testcase")  # noqa: S314 - our own file
-    assert (case.get("classname"), case.get("name")) == ("traces.good.xkt", "demo.answered")
-    properties = {item.get("name"): item.get("value") for item in case.iter("property")}
-    assert properties == {
-        "xenkvm_trace": "traces/good.xkt",
-        "xenkvm_engine": "model",
-        "xenkvm_rule": "demo.answered",
-        "xenkvm_level": "MUST",
-        "xenkvm_citation": "Paper, section 1",
-        "xenkvm_profile": "linux-7.3",
-        "xenkvm_events": "4",
-        "xenkvm_hypercalls": "2",
-        "xenkvm_unjudged": "0",
-        "xenkvm_verdict": "violated",
-    }

@@ -125,6 +125,18 @@ def test_what_the_vmm_raises_is_shown_where_it_was_raised(
         result.stdout.no_fnmatch_line(ours)
 
 
+def test_what_a_coroutine_raises_is_shown_where_it_was_raised(vmm: Callable[[str], None], run: Run) -> None:
+    """The traceback of an asynchronous behaviour shows the user's lines, not those of the event loop."""
+    vmm(
+        FIXTURE
+        + "async def fail(self, vcpu, xen_exit):\n    return {}[vcpu.index]\nMine.on_hypercall = fail\n"
+    )
+    result = run("-k", "replay")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines([">       return {}[[]vcpu.index]", "E       KeyError: 0"])
+    result.stdout.no_fnmatch_line("*asyncio*")
+
+
 def test_a_failed_replay_is_told_once(vmm: Callable[[str], None], run: Run) -> None:
     """After the first item the others are skipped, so that the cause stands out."""
     vmm(FIXTURE + "Mine.answers = {0: 0}\n")

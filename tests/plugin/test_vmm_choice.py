@@ -57,7 +57,7 @@ def test_an_option_names_it(mine: pytest.Pytester, run_anyhow: Run, spec: str) -
     result = run_anyhow(f"--xenkvm-vmm={spec}", "-k", "answered", "--junitxml=out.xml")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*xenkvm: *, VMM *", "replayed 1 trace: *", "VMM under test: bad one"])
-    assert 'name="xenkvm_vmm" value="bad one"' in Path("out.xml").read_text()
+    assert 'xenkvm_vmm:traces/good.xkt::demo.answered" value="bad one"' in Path("out.xml").read_text()
 
 
 def test_the_ini_file_names_it(mine: pytest.Pytester, run: Run) -> None:

@@ -18,6 +18,7 @@ from pytest_xenkvm.rules.profiles import choose_profile
 from pytest_xenkvm.trace import open_trace, write_trace
 from pytest_xenkvm.vmm import Vmm
 from pytest_xenkvm.vmm.bundled import BROKEN, BUNDLED, CONFORMING
+from pytest_xenkvm.vmm.load import BehaviourError, load_behaviour
 
 VMM_RULES: Final = [rule.id for rule in RULES if rule.judges is Judged.VMM]
 ONLY_ON_BOOTS: Final = {
@@ -137,3 +138,13 @@ def test_the_page_s_commands_do_what_it_shows(capsys: pytest.CaptureFixture[str]
     assert "hypercalls, VMM Qemu\n" in capsys.readouterr().out
     assert run(["replay", "@vmm-duties", "--vmm", "broken-timers.stop-cancels"]) == 1
     assert "\ntimers.stop-cancels (MUST): violated 2 of 2 times\n" in capsys.readouterr().out
+
+
+def test_an_unknown_name_is_told_the_conforming_ones() -> None:
+    """The many broken ones would hide what people look for; they can be named all the same."""
+    with pytest.raises(
+        BehaviourError, match=r"there are minimal, qemu, userspace-timers; besides"
+    ) as unknown:
+        load_behaviour("quemu")
+    assert "broken-" not in str(unknown.value)
+    assert type(load_behaviour("broken-timers.stop-cancels")) is BROKEN["timers.stop-cancels"]

@@ -1,0 +1,1 @@
+"""A small VMM that runs Xen guests on KVM."""
