@@ -21,6 +21,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--events", type=int, default=1_000_000, help="events of the synthetic trace (default: 1,000,000)"
     )
+    parser.addoption(
+        "--huge", action="store_true", help="replay a trace of 10,000,000 events too, which takes minutes"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

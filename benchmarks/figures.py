@@ -48,6 +48,30 @@ class PageFigures:
     filter_ms: float
 
 
+@frozen(kw_only=True)
+class Collection:
+    """`pytest --collect-only` of a corpus of small traces, in CPU seconds of the process."""
+
+    traces: int
+    items: int
+    headers: float
+    """Opening the traces: reading their headers, and nothing else."""
+    plain: float
+    """`pytest --collect-only` of as many parametrised test functions."""
+    collected: float
+    start_up: float
+    """`pytest --collect-only` of one of the traces."""
+
+
+@frozen(kw_only=True)
+class SecondRun:
+    """`pytest` on all bundled traces, in seconds: with an empty cache, with a full one, and of no trace."""
+
+    first: float
+    second: float
+    start_up: float
+
+
 @define
 class Figures:
     """All of a run."""
@@ -56,6 +80,8 @@ class Figures:
     memories: list[Memory] = field(factory=list)
     start_up: StartUp | None = None
     page: PageFigures | None = None
+    collection: Collection | None = None
+    second_run: SecondRun | None = None
 
     def as_json(self) -> dict[str, object]:
         """For the JSON file."""
@@ -87,6 +113,29 @@ class Figures:
                 f"HTML report, {page.events:,} events, {page.size / 1e6:.1f} MB: timeline shown in "
                 f"{page.ready_ms:.0f} ms, drawn in {page.draw_ms:.0f} ms, filtered in {page.filter_ms:.0f} ms"
             )
+
+        if self.collection is not None:
+            yield ""
+            yield from self._collection_lines(self.collection)
+        if self.second_run is not None:
+            run = self.second_run
+            yield ""
+            yield (
+                f"pytest on the bundled traces: {run.first:.2f} s, again from the cache {run.second:.2f} s "
+                f"({run.second / run.first:.0%}); start-up alone {run.start_up:.2f} s"
+            )
+
+    @staticmethod
+    def _collection_lines(found: Collection) -> Iterator[str]:
+        title = f"pytest --collect-only, {found.traces:,} traces, {found.items:,} items"
+        yield f"{title:<59}{'CPU s':>8}{'ratio':>8}"
+        for words, seconds in (
+            ("their headers read", found.headers),
+            ("as many items of parametrised functions", found.plain),
+            ("the traces", found.collected),
+            ("one of the traces", found.start_up),
+        ):
+            yield f"    {words:<55}{seconds:>8.2f}{found.collected / seconds:>8.2f}"
 
     def _speed_line(self, speed: Speed) -> str:
         seconds = {other.workload: other.seconds for other in self.speeds if other.trace == speed.trace}

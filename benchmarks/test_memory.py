@@ -17,9 +17,12 @@ from benchmarks.figures import Figures, Memory
 @pytest.mark.parametrize("workload", workloads.WORKLOADS)
 def test_peak(figures: Figures, synthetic: dict[int, Path], workload: str) -> None:
     """One process for each trace."""
-    program = str(Path(workloads.__file__))
-    environment = {**os.environ, "PYTHONPATH": str(Path(pytest_xenkvm.__file__).parents[1])}
     for length, path in synthetic.items():
-        command = [sys.executable, program, workload, str(path)]
-        peak = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
-        figures.memories.append(Memory(events=length, workload=workload, peak_kib=int(peak)))
+        figures.memories.append(Memory(events=length, workload=workload, peak_kib=peak_kib(workload, path)))
+
+
+def peak_kib(workload: str, path: Path) -> int:
+    """What a process takes that does a workload on a trace."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(pytest_xenkvm.__file__).parents[1])}
+    command = [sys.executable, str(Path(workloads.__file__)), workload, str(path)]
+    return int(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)

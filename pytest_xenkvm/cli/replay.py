@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -18,13 +21,14 @@ from pytest_xenkvm.core.profile import PROFILES
 from pytest_xenkvm.hosts.protocol import HostError
 from pytest_xenkvm.replay.errors import ReplayError
 from pytest_xenkvm.report.json_result import result_json
+from pytest_xenkvm.report.progress import Progress
 from pytest_xenkvm.report.text import Role, divergences_lines, verdict_line, verdict_lines
 from pytest_xenkvm.rules.model import State
 from pytest_xenkvm.rules.profiles import AUTO
 from pytest_xenkvm.rules.registry import RuleError, all_rules, select_rules
 from pytest_xenkvm.rules.run import ENGINES, MODEL, ReplayOptions, ReplayResult, run_trace
 from pytest_xenkvm.trace.errors import TraceError
-from pytest_xenkvm.trace.files import open_trace
+from pytest_xenkvm.trace.files import Trace, open_trace
 from pytest_xenkvm.vmm.behaviour import VmmBehaviour
 from pytest_xenkvm.vmm.errors import VmmError
 from pytest_xenkvm.vmm.load import BehaviourError, load_behaviour
@@ -98,9 +102,8 @@ def replay(  # noqa: PLR0913 - an argument an option
         rules = select_rules(all_rules(), selection)
         behaviour = None if vmm is None else _load(vmm)
         options = ReplayOptions(profile=profile, engine=engine, behaviour=behaviour, until=until)
-        result = run_trace(opened, rules, options, progress=_progress())
-        if sys.stderr.isatty():
-            click.echo("\r\x1b[K", nl=False, err=True)
+        with _progress(opened, until) as progress:
+            result = run_trace(opened, rules, options, progress=progress)
     except (ReplayError, HostError, RuleError, BehaviourError) as error:
         raise UserError(f"{trace}: {error}") from error
     except VmmError as error:
@@ -167,8 +170,19 @@ def _load(vmm: str) -> VmmBehaviour:
     return load_behaviour(vmm)
 
 
-def _progress() -> Callable[[int], None] | None:
-    """On a terminal: a sign of life now and then."""
+@contextmanager
+def _progress(trace: Trace, until: int | None) -> Iterator[Progress | None]:
+    """On a terminal: how far it has come."""
     if not sys.stderr.isatty():
-        return None
-    return lambda events: click.echo(f"\r{events:,} events replayed", nl=False, err=True)
+        yield None
+        return
+    events = sum((trace.counts() or {}).values())
+    progress = Progress(
+        write=partial(click.echo, nl=False, err=True),
+        total=events if until is None else min(until, events),
+        columns=shutil.get_terminal_size().columns,
+    )
+    try:
+        yield progress
+    finally:
+        progress.close()

@@ -23,6 +23,8 @@ _PARENT: Final = pytest.StashKey[pytest.Collector]()
 """Whose children are the traces that lie in none of pytest's folders."""
 _COLLECTED: Final = pytest.StashKey["set[Path]"]()
 """The traces that pytest found in its folders."""
+_RULES: Final = pytest.StashKey["dict[tuple[int, ...], tuple[Rule, ...]]"]()
+"""The selected rules, by the implementations of the hook that adds some."""
 
 
 def is_named(path: Path, config: pytest.Config) -> bool:
@@ -84,7 +86,7 @@ class TraceFile(pytest.Collector):
         said = settings(self.config)
         try:
             trace = open_trace(self.trace_path)
-            rules = select_rules(all_rules(hooked_rules(self.config, self.ihook)), said.rules)
+            rules = self._rules(said.rules)
         except (TraceError, RuleError) as error:
             raise self.CollectError(str(error)) from error
         replays = Replays(
@@ -95,20 +97,34 @@ class TraceFile(pytest.Collector):
             nodeid=self.nodeid,
         )
         expansion = Replay.from_parent(self, name=self.name, path=self.path, nodeid=self.nodeid)
-        items = list(expansion.items(replays, rules))
+        items = expansion.items(replays, rules)
+        return self._only_wanted(items) if self.wanted else items
+
+    def _only_wanted(self, items: Iterable[TraceItem]) -> Iterator[TraceItem]:
+        items = list(items)
         unknown = self.wanted.difference(*((item.name, item.originalname) for item in items))
         if unknown:
             raise self.CollectError(f"not found: {self.nodeid}::{min(unknown)}")
         for item in items:
-            if not self.wanted or not self.wanted.isdisjoint({item.name, item.originalname}):
+            if not self.wanted.isdisjoint({item.name, item.originalname}):
                 yield item
+
+    def _rules(self, selection: str) -> tuple[Rule, ...]:
+        """The rules that judge this trace, asked for once for all traces that the same hooks count for."""
+        implementations = self.ihook.pytest_xenkvm_rules.get_hookimpls()
+        asked = tuple(id(implementation.function) for implementation in implementations)
+        known = self.session.stash.setdefault(_RULES, {})
+        if asked not in known:
+            known[asked] = select_rules(all_rules(hooked_rules(self.config, self.ihook)), selection)
+        return known[asked]
 
 
 class Replay(pytest.Module):
     """Makes items that take fixtures as test functions do, once for each parameter of a fixture.
 
-    It is a module so that fixtures may have module scope, and holds a function of each item's name, because
-    pytest expands parametrised fixtures for the functions of modules alone.
+    It is a module so that fixtures may have module scope, and holds a function `replay`, because pytest
+    expands parametrised fixtures for the functions of modules alone. All items take the same fixtures: what
+    pytest finds out about the first holds for all.
     """
 
     def __init__(self, **node: Any) -> None:
@@ -117,15 +133,13 @@ class Replay(pytest.Module):
 
     def items(self, replays: Replays, rules: Iterable[Rule]) -> Iterator[TraceItem]:
         """The items of all rules."""
-        for function in self._expand("replay"):
-            yield ReplayItem.like(function, replays)
+        self.obj.replay = takes
+        expanded = list(self._genfunctions("replay", takes))
+        for function in expanded:
+            yield ReplayItem.like(function, "replay", replays)
         for rule in rules:
-            for function in self._expand(rule.id):
-                yield RuleItem.like(function, replays, rule=rule)
-
-    def _expand(self, name: str) -> Iterator[pytest.Function]:
-        setattr(self.obj, name, takes)
-        return self._genfunctions(name, takes)
+            for function in expanded:
+                yield RuleItem.like(function, rule.id, replays, rule=rule)
 
 
 def _relative(path: Path, rootdir: Path) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
@@ -22,6 +22,9 @@ from pytest_xenkvm.plugin.fixtures import (
 )
 
 if TYPE_CHECKING:
+    from xdist.scheduler import LoadGroupScheduling  # type: ignore[import-untyped]
+    from xdist.workermanage import WorkerController  # type: ignore[import-untyped]
+
     from pytest_xenkvm.plugin.collect import TraceFile
 
 __all__ = ["xenkvm_guest", "xenkvm_host", "xenkvm_import", "xenkvm_replay", "xenkvm_trace", "xenkvm_vmm"]
@@ -71,6 +74,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--xenkvm-strict", action="store_true", help="fail for violated SHOULD rules too, instead of xfail"
     )
+    group.addoption(
+        "--xenkvm-no-cache", action="store_true", help="replay also what an earlier run has replayed"
+    )
     reporting.add_options(group)
     parser.addini("xenkvm_traces", "traces to replay, one a line, as for --xenkvm-trace", "linelist")
     parser.addini("xenkvm_profile", "as --xenkvm-profile", default="auto")
@@ -92,6 +98,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_USED] = _is_used(config)
     if config.stash[_USED]:
         from pytest_xenkvm.plugin.session import resolve  # noqa: PLC0415
+
+        if hasattr(config, "workerinput"):
+            from pytest_xenkvm.plugin.workers import take_traces  # noqa: PLC0415
+
+            take_traces(config)
 
         resolve(config)
     reporting.register(config, used=config.stash[_USED])
@@ -180,6 +191,34 @@ def pytest_generate_tests_of_vmms(metafunc: pytest.Metafunc) -> None:
         from pytest_xenkvm.plugin.marked import parametrize_vmm  # noqa: PLC0415
 
         parametrize_vmm(metafunc)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Let a report tell the terminal, not those who read its properties, where its result is from."""
+    report = yield
+    if getattr(item, "xenkvm_cached", False):
+        report.xenkvm_cached = True  # type: ignore[attr-defined]
+    return report
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadGroupScheduling | None:
+    """With `--dist loadgroup`, give all items of a trace to one worker."""
+    if config.option.dist != "loadgroup":
+        return None
+    from pytest_xenkvm.plugin.workers import TraceGroups  # noqa: PLC0415
+
+    return TraceGroups(config, log)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: WorkerController) -> None:
+    """Tell a worker in another folder or on another machine where the traces are there."""
+    if node.config.option.xenkvm_trace:
+        from pytest_xenkvm.plugin.workers import tell_traces  # noqa: PLC0415
+
+        tell_traces(node)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -35,17 +36,17 @@ class TraceItem(pytest.Function):
     """What the replay came to, once it did."""
 
     @classmethod
-    def like(cls, function: pytest.Function, replays: Replays, **more: Any) -> Any:
-        """An item in place of a function that pytest expanded."""
+    def like(cls, function: pytest.Function, name: str, replays: Replays, **more: Any) -> Any:
+        """An item of that name in place of a function that pytest expanded."""
         callspec = getattr(function, "callspec", None)
         item = cls.from_parent(
             function.parent,
-            name=function.name,
+            name=name + function.name.removeprefix(function.originalname),
             callobj=takes,
             callspec=callspec,
             fixtureinfo=function._fixtureinfo,  # noqa: SLF001 - what pytest itself hands to an expanded function
             keywords=None if callspec is None else {callspec.id: True},
-            originalname=function.originalname,
+            originalname=name,
         )
         item.replays = replays
         item.describe(**more)
@@ -55,13 +56,16 @@ class TraceItem(pytest.Function):
         """Add markers and properties."""
         self.trace_id = f"{self.replays.nodeid}{self.parameters}"
         self.user_properties += [("xenkvm_trace", self.trace_id), ("xenkvm_engine", self.replays.engine)]
-        if hasattr(self.config.option, "numprocesses"):  # xdist is there, and so is its marker
-            self.add_marker(pytest.mark.xdist_group(self.trace_id))
 
     @property
     def parameters(self) -> str:
         """The parameters in the name, in brackets, or nothing."""
         return self.name.removeprefix(self.originalname)
+
+    @property
+    def xenkvm_cached(self) -> bool:
+        """Whether the result that it judged came from the cache."""
+        return self.replays.is_cached(self.parameters)
 
     def runtest(self) -> None:
         """Replay the trace unless that is done, and judge."""
@@ -133,7 +137,7 @@ class RuleItem(TraceItem):
         super().describe()
         self.rule = rule
         level, family = rule.level.value, rule.id.partition(".")[0]
-        self.add_marker(pytest.mark.xenkvm(rule=rule.id, family=family, level=level))
+        self.add_marker(_marker(rule.id, family, level))
         self.user_properties += [
             ("xenkvm_rule", rule.id),
             ("xenkvm_level", level),
@@ -161,6 +165,11 @@ class RuleItem(TraceItem):
             pytest.xfail(summary)
         lines = [summary, "", *verdict_lines(verdict), "", f"run this again: {self.again()}"]
         _fail(*lines)
+
+
+@lru_cache(maxsize=1024)
+def _marker(rule: str, family: str, level: str) -> pytest.MarkDecorator:
+    return pytest.mark.xenkvm(rule=rule, family=family, level=level)
 
 
 def _fail(*lines: str) -> NoReturn:

@@ -44,6 +44,7 @@ def run_observed(
     rules: Iterable[Rule],
     options: ReplayOptions,
     observer: Callable[[Observation], None] | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> ReplayResult:
     """As `run_trace`, and call the hooks; `observer` is told of each observation before they are."""
     trace = watched.trace
@@ -59,7 +60,7 @@ def run_observed(
     if watched.caller("pytest_xenkvm_before_event") is not None:
         source = announced = _Announced(watched, is_vmm_replay=options.behaviour is not None)
         observers.append(announced.observe)
-    result = run_trace(source, rules, options, _all_of(observers))
+    result = run_trace(source, rules, options, _all_of(observers), progress)
     for verdict in result.verdicts:
         watched.call("pytest_xenkvm_verdict", verdict=verdict)
     return result

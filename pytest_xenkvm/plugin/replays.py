@@ -8,11 +8,14 @@ import pytest
 from attrs import define, field, frozen
 
 from pytest_xenkvm.hosts.protocol import HostError
+from pytest_xenkvm.plugin.cached import Outcome, replay_once
 from pytest_xenkvm.plugin.observing import Watched, run_observed
+from pytest_xenkvm.plugin.progress import progress_of
 from pytest_xenkvm.plugin.session import hooked_profiles, settings
 from pytest_xenkvm.plugin.timelines import new_timeline, timeline_json
 from pytest_xenkvm.replay.errors import ReplayError
 from pytest_xenkvm.report.json_result import JsonObject
+from pytest_xenkvm.report.timeline import TimelineObserver
 from pytest_xenkvm.rules.model import Rule
 from pytest_xenkvm.rules.run import ReplayOptions, ReplayResult
 from pytest_xenkvm.trace.errors import TraceError
@@ -49,6 +52,7 @@ class Replays:
 
     _done: dict[str, ReplayResult | Told] = field(factory=dict, init=False)
     _timelines: dict[str, JsonObject] = field(factory=dict, init=False)
+    _cached: set[str] = field(factory=set, init=False)
 
     def outcome(self, parameters: str, behaviour: VmmBehaviour | None) -> ReplayResult | str | Told:
         """The result, or one sentence why there is none; from the second time on that is `Told`.
@@ -67,9 +71,11 @@ class Replays:
         )
         try:
             timeline = new_timeline(self.watched.config, self.trace.header)
-            result = run_observed(self.watched, self.rules, options, timeline)
-            if timeline is not None:
-                self._timelines[parameters] = timeline_json(timeline, result)
+            if timeline is None:
+                found = replay_once(self.watched, self.rules, options, lambda: self._replay(options))
+            else:  # no cache holds what a timeline shows
+                found = Outcome(self._replay(options, timeline))
+                self._timelines[parameters] = timeline_json(timeline, found.result)
         except (TraceError, ReplayError, HostError, VmmError) as error:
             self._done[parameters] = Told(str(error).partition("\n")[0])  # without an adapter's stderr
             return str(error)
@@ -77,8 +83,19 @@ class Replays:
             whose = "a hook" if behaviour is None else "the VMM behaviour"
             self._done[parameters] = Told(f"{whose} raised {type(error).__name__}: {error}")
             raise error.with_traceback(_without_ours(error.__traceback__)) from None
-        self._done[parameters] = result
-        return result
+        self._done[parameters] = found.result
+        if found.is_cached:
+            self._cached.add(parameters)
+        return found.result
+
+    def _replay(self, options: ReplayOptions, timeline: TimelineObserver | None = None) -> ReplayResult:
+        __tracebackhide__ = True
+        with progress_of(self.watched.config, self.trace) as progress:
+            return run_observed(self.watched, self.rules, options, timeline, progress)
+
+    def is_cached(self, parameters: str) -> bool:
+        """Whether an earlier run, or another worker, did that replay."""
+        return parameters in self._cached
 
     def take_timeline(self, parameters: str) -> JsonObject | None:
         """What the vCPUs did, if reports show that; for the first who asks."""

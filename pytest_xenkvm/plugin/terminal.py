@@ -18,9 +18,12 @@ def write_summary(terminal: pytest.TerminalReporter) -> None:
     """Write how much was replayed and how the rules came out; nothing if no trace was replayed."""
     traces: dict[str, dict[str, Any]] = {}
     verdicts: Counter[str] = Counter()
+    replayed_now: set[str] = set()
     for properties in _items(terminal):
         if "xenkvm_events" in properties:
             traces[properties["xenkvm_trace"]] = properties
+            if not properties["cached"]:
+                replayed_now.add(properties["xenkvm_trace"])
         verdicts[properties.get("xenkvm_verdict", "")] += 1
     if not traces:
         return
@@ -32,6 +35,8 @@ def write_summary(terminal: pytest.TerminalReporter) -> None:
     unseen = f", {_many(unjudged, 'outcome')} not judged (not seen by the recording)" if unjudged else ""
     terminal.section("xenkvm")
     terminal.line(f"replayed {replayed}{unseen}")
+    if len(replayed_now) < len(traces):
+        terminal.line(f"cached: {len(traces) - len(replayed_now)} of them (--xenkvm-no-cache replays all)")
     vmms = dict.fromkeys(trace["xenkvm_vmm"] for trace in traces.values() if "xenkvm_vmm" in trace)
     if vmms:
         terminal.line(f"VMM{'' if len(vmms) == 1 else 's'} under test: {', '.join(vmms)}")
@@ -46,6 +51,7 @@ def _items(terminal: pytest.TerminalReporter) -> Iterator[dict[str, Any]]:
             if isinstance(report, pytest.TestReport) and report.when == "call":
                 properties = dict(report.user_properties)
                 if "xenkvm_trace" in properties:
+                    properties["cached"] = getattr(report, "xenkvm_cached", False)
                     yield properties
 
 

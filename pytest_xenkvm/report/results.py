@@ -39,7 +39,7 @@ FACTS: Final = (
     "unjudged",
     "inferred",
 )
-"""What tells replays apart."""
+"""What tells replays apart, and orders them."""
 
 _BADNESS: Final = {"not-exercised": 0, "held": 1, "violated": 2}
 _BUNDLED: Final = {rule.id: number for number, rule in enumerate(BUNDLED)}
@@ -67,7 +67,6 @@ class Results:
     def report(self) -> JsonObject:
         """The report of all that was added."""
         replays = [replay.entry() for _key, replay in sorted(self._replays.items())]
-        replays.sort(key=_place)
         rules = sorted(self._rules.values(), key=_rule_order)
         return {
             "format": FORMAT,
@@ -131,11 +130,6 @@ def worst(*verdicts: JsonObject) -> JsonObject:
 
 def _badness(verdict: JsonObject) -> tuple[int, int, int, str]:
     return _BADNESS[verdict["state"]], verdict["violations"], verdict["exercised"], _canonical(verdict)
-
-
-def _place(replay: JsonObject) -> tuple[str, ...]:
-    names = ("trace", "parameters", "profile", "engine", "vmm", "version")
-    return tuple(replay[name] or "" for name in names)
 
 
 def _rule_order(named: JsonObject) -> tuple[int, str]:

@@ -166,11 +166,13 @@ def test_on_paper(browser: BrowserPage, several: Report) -> None:
         report_of(replay_json("a.xkt", profile=None, errors=["broken"], events=None, hypercalls=None)),
         report_of(replay_json("a.xkt", timeline=small_timeline(0))),
         report_of(replay_json("a.xkt", timeline=small_timeline(600))),
+        report_of(replay_json("a.xkt", timeline={"version": 2})),
+        report_of(replay_json("a.xkt", timeline={"version": 1})),
     ],
-    ids=["nothing", "an error", "no marks", "600 vCPUs"],
+    ids=["nothing", "an error", "no marks", "600 vCPUs", "another version", "a broken timeline"],
 )
 def test_unusual_reports_have_a_page(browser: BrowserPage, report: Report) -> None:
-    """Nothing replayed, replays that failed, timelines without marks or with hundreds of lanes: no error."""
+    """Replays that failed, timelines without marks, with hundreds of lanes or unreadable: no script error."""
     browser.open(report)
     browser.settle()
     assert browser.console() == []

@@ -171,7 +171,7 @@ def test_the_mouse(browser: BrowserPage, boot: Report) -> None:
     assert "event 374 (line 376)" in tip
     browser.keys(CANVAS, DOWN)
     assert "374 (line 376)" not in browser.text(".selected")
-    mouse.click().perform()
+    mouse.move_to_element_with_offset(canvas, middle, y).click().perform()
     assert "374 (line 376)" in browser.text(".selected")
     start, end = in_view(browser)
     mouse.click_and_hold().move_by_offset(200, 0).release().perform()

@@ -5,7 +5,13 @@ let timeline = null;
 
 function showTimeline(number) {
   if (timeline && timeline.number === number) return;
-  timeline = new Timeline(report.replays[number], number, byId("timeline-of"));
+  timeline = null;
+  try {
+    timeline = new Timeline(report.replays[number], number, byId("timeline-of"));
+  } catch (error) {
+    const words = `The timeline of ${replayName(report.replays[number])} can't be shown: ${error.message}`;
+    byId("timeline-of").replaceChildren(el("p", { class: "panel empty" }, words));
+  }
 }
 
 /** The choice of a replay, if there are several, and the first one's timeline. */
@@ -42,8 +48,9 @@ function follow() {
   const select = byId("timeline-replay");
   if (select) select.value = String(number);
   showTimeline(number);
-  if (event !== undefined) timeline.reveal(Number(event));
   byId("timeline").scrollIntoView();
+  if (!timeline) return;
+  if (event !== undefined) timeline.reveal(Number(event));
   timeline.canvas.focus({ preventScroll: true });
 }
 

@@ -8,6 +8,7 @@ const FLAGS = [
   [16, "in part not seen by the recorder"],
 ];
 const FAILED = 1;
+const VERSION = 1;
 
 function summed(steps, Kind) {
   const values = new Kind(steps.length);
@@ -18,6 +19,7 @@ function summed(steps, Kind) {
 
 class Marks {
   constructor(timeline) {
+    if (timeline.version !== VERSION) throw new Error(`version ${timeline.version}, expected ${VERSION}`);
     this.timeline = timeline;
     this.kinds = timeline.kinds;
     this.lanes = timeline.lanes;
