@@ -133,7 +133,9 @@ def test_hooks_that_nobody_implements_cost_nothing(
     given: list[tuple[object, object]] = []
     replayed = rules_run.run_trace(trace, [], ReplayOptions())
 
-    def run_trace(source: object, _rules: object, _options: object, observer: object) -> object:
+    def run_trace(
+        source: object, _rules: object, _options: object, observer: object, _progress: object
+    ) -> object:
         given.append((source, observer))
         return replayed
 
