@@ -55,9 +55,9 @@ def _job(command: str, profile: str) -> str:
 
 
 def _replayed_on(report: Path) -> list[str]:
-    """The kernels that a JUnit report names."""
-    properties = ET.parse(report).iterfind(".//property[@name='xenkvm_profile']")  # noqa: S314 - our own
-    return sorted({each.attrib["value"] for each in properties})
+    """The kernels that a JUnit report names, in the suite's properties NAME:ITEM."""
+    properties = [each.attrib for each in ET.parse(report).iterfind(".//property")]  # noqa: S314 - our own
+    return sorted({each["value"] for each in properties if each["name"].startswith("xenkvm_profile:")})
 
 
 def _forget_an_id(path: Path) -> None:
