@@ -51,7 +51,10 @@ def _run(folder: Path, *command: str) -> None:
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         "PYTEST_ADDOPTS": "",
     }
-    subprocess.run([sys.executable, *command], cwd=folder, env=environment, check=True, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, *command], cwd=folder, env=environment, check=False, capture_output=True, text=True
+    )
+    assert done.returncode in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}, done.stdout + done.stderr
 
 
 def _pytest(*arguments: str) -> tuple[str, ...]:
