@@ -47,7 +47,7 @@ class Migrates(Vmm):
 
 
 class _Seen(Checker):
-    """Notes the IDs that are written, the one that the setup has, and the one that is migrated."""
+    """Notes the IDs that are written, those that the setups have, and the one that is migrated."""
 
     log: list[object]
 
@@ -55,7 +55,9 @@ class _Seen(Checker):
         """Note."""
         event = observation.event
         assert isinstance(event, Ioctl)
-        self.log.append((event.arg["vcpu_id"], observation.place.after, self.context.setup.vcpu(0).xen_id))
+        setup, source = self.context.setup, self.context.source
+        before = None if source is None else source.vcpu(0).xen_id
+        self.log.append((event.arg["vcpu_id"], observation.place.after, setup.vcpu(0).xen_id, before))
 
     def observe_migration(self, migration: Migration) -> None:
         """Note."""
@@ -76,10 +78,10 @@ def seen_by(judges: Judged) -> list[object]:
 
 
 def test_rules_about_the_vmm_see_what_it_does_to_the_fresh_vm() -> None:
-    """They see it at the place behind the trace, while the setup remains that of the replay's VM."""
-    assert seen_by(Judged.VMM) == [(3, False, None), (4, True, 3), (3, 3)]
+    """They see it at the place behind the trace, with the setup of either VM; then the first one's again."""
+    assert seen_by(Judged.VMM) == [(3, False, None, None), (4, True, None, 3), (3, 3)]
 
 
 def test_rules_about_the_kernel_see_the_replays_vm_alone() -> None:
     """They don't see what the behaviour does to a second VM, and judge the migration of the first."""
-    assert seen_by(Judged.HOST) == [(3, False, None), (3, 3)]
+    assert seen_by(Judged.HOST) == [(3, False, None, None), (3, 3)]
