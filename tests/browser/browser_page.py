@@ -58,8 +58,9 @@ class BrowserPage:
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
     def media(self, media: str = "", scheme: str = "light") -> None:
-        """Screen or "print", light or "dark"."""
-        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        """Screen or "print", light or "dark"; without motion: nothing moves under the mouse."""
+        wanted = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}
+        features = [{"name": name, "value": value} for name, value in wanted.items()]
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": features})
 
     def open(self, report: Mapping[str, Any], fragment: str = "") -> None:
