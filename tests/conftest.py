@@ -12,7 +12,7 @@ settings.register_profile("patient", deadline=None, suppress_health_check=[Healt
 settings.load_profile("patient")
 
 collect_ignore = [
-    f"downstream/{name}" for name in ("python-vmm", "c-vmm", "traces-only")
+    f"downstream/{name}" for name in ("python-vmm", "c-vmm", "traces-only", "reports")
 ]  # run as users would
 
 

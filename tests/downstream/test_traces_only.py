@@ -10,12 +10,9 @@ from xml.etree import ElementTree as ET
 
 import yaml  # type: ignore[import-untyped]
 from installing import Shell
-
-from pytest_xenkvm.trace import open_trace, write_trace
-from pytest_xenkvm.trace.events import Event, Ioctl
+from recordings import forget_an_id
 
 PROJECT: Final = Path(__file__).parent / "traces-only"
-VCPU_ID: Final = 6
 
 
 def test_its_ci_is_green_until_a_recording_is_wrong(shell: Shell) -> None:
@@ -36,7 +33,7 @@ def test_its_ci_is_green_until_a_recording_is_wrong(shell: Shell) -> None:
         )
 
     traces = shell.folder / "traces"
-    _forget_an_id(traces / "debian-12.xkt")
+    forget_an_id(traces / "debian-12.xkt")
     output = shell.run(_job(check, "linux-7.3"), status=1)
     assert re.findall(r"^FAILED (\S+)", output, re.MULTILINE) == [
         "traces/debian-12.xkt::replay",
@@ -58,16 +55,3 @@ def _replayed_on(report: Path) -> list[str]:
     """The kernels that a JUnit report names, in the suite's properties NAME:ITEM."""
     properties = [each.attrib for each in ET.parse(report).iterfind(".//property")]  # noqa: S314 - our own
     return sorted({each["value"] for each in properties if each["name"].startswith("xenkvm_profile:")})
-
-
-def _forget_an_id(path: Path) -> None:
-    """Make the recording one of a VMM that sets the Xen ID of vCPU 0 only."""
-    trace = open_trace(path)
-    kept = [event for event in trace.events() if not _sets_id_of_vcpu_1(event)]
-    write_trace(path, trace.header, kept)
-
-
-def _sets_id_of_vcpu_1(event: Event) -> bool:
-    if not isinstance(event, Ioctl) or event.name != "KVM_XEN_VCPU_SET_ATTR":
-        return False
-    return event.vcpu == 1 and event.arg["type"] == VCPU_ID
