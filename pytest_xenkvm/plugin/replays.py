@@ -135,4 +135,7 @@ def check_behaviour(behaviour: object) -> None:
     """Fail for a fixture `xenkvm_vmm` that returned something else."""
     missing = [name for name in ("configure", "on_hypercall") if not hasattr(behaviour, name)]
     if behaviour is not None and (missing or isinstance(behaviour, type)):
-        pytest.fail(f"the fixture xenkvm_vmm returned {behaviour!r}, expected a VMM behaviour", pytrace=False)
+        hint = f": return {behaviour.__name__}()" if isinstance(behaviour, type) else ""
+        pytest.fail(
+            f"the fixture xenkvm_vmm returned {behaviour!r}, expected a VMM behaviour{hint}", pytrace=False
+        )

@@ -134,6 +134,8 @@ def header(config: pytest.Config) -> str:
 
 def _said(config: pytest.Config) -> Settings:
     option = config.option
+    if option.xenkvm_vmm is not None and not option.xenkvm_vmm.strip():
+        raise pytest.UsageError("--xenkvm-vmm: names no VMM behaviour; leave it out to replay as recorded")
     vmm = option.xenkvm_vmm or config.getini("xenkvm_vmm")
     return Settings(
         profile=option.xenkvm_profile or config.getini("xenkvm_profile"),

@@ -114,7 +114,7 @@ class _KernelReplay:
     def __attrs_post_init__(self) -> None:
         self.irqs_seen = "irq" not in self.stepper.header.unseen
 
-    def observations(  # noqa: C901 - a call for each part would take as long as the part does
+    def observations(  # noqa: C901, PLR0912 - a call for each part would take as long as the part does
         self, events: Iterable[TimedEvent]
     ) -> Iterator[Observation]:
         upcoming = iter(events)
@@ -164,6 +164,8 @@ class _KernelReplay:
                 if type(event) is not Wrmsr or event.run_ret is None:
                     found += self._pending(window)
                 window = ()
+            if found and not wanted and type(event) is Hypercall:
+                self.audience.recall(event)
             if wanted or found:
                 yield self._observation(index, ts, event, happened, found)
             recent.append((index, ts, kept))

@@ -84,6 +84,9 @@ class Audience(Protocol):
     def wants_call(self, event: Hypercall) -> bool:
         """Whether to be shown this hypercall, which came out as recorded; asked each time."""
 
+    def recall(self, event: Hypercall) -> None:
+        """The hypercall that wasn't wanted is shown all the same: something else is to be told of it."""
+
 
 @final
 class _Everyone:
@@ -92,6 +95,9 @@ class _Everyone:
 
     def wants_call(self, event: Hypercall) -> bool:  # noqa: ARG002
         return True
+
+    def recall(self, event: Hypercall) -> None:
+        raise NotImplementedError
 
 
 EVERYONE: Final[Audience] = _Everyone()

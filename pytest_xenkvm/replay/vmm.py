@@ -10,6 +10,8 @@ is not judged, and its guest goes on with what it got when it was recorded.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from struct import error as StructError  # noqa: N812 (it is a class)
 from typing import Final
 
 from attrs import Factory, define
@@ -146,8 +148,10 @@ class _VmmReplay:
         self.answer, self.unanswered, self.unseen = None, False, False
         happened = self.stepper.hypercall(event, event.ts, self._answer)
         self.stepper.vm.take_interrupt(event.vcpu)
-        if happened is None or self.unseen:
+        if happened is None:
             return Observation(place=place, event=event, unjudged=("unseen memory",))
+        if self.unseen:  # that it was forwarded is known, and counts; only the answer is a stand-in
+            return Observation(place=place, event=happened, answer=self.answer, unjudged=("rax",))
         return Observation(place=place, event=happened, answer=self.answer, unanswered=self.unanswered)
 
     def _do_other(self, place: Place, event: Event) -> Observation | None:
@@ -177,7 +181,8 @@ class _VmmReplay:
             self.answer = self.side.answer(event.vcpu, xen_exit)
         except UnseenMemory:
             self.unseen = True
-            return event.rax or 0
+            self.answer = event.rax or 0
+            return self.answer
         self.unanswered = self.answer is None
         return self.answer or 0
 
@@ -206,6 +211,7 @@ class _Watcher:
             yield Observation(place=place, event=event, by_vmm=True)
 
     def watch(self, made: IoctlMade) -> None:
-        """The VMM made an ioctl; requests that no trace holds are its own business."""
+        """The VMM made an ioctl; requests and arguments that no trace can hold are its own business."""
         if made.request in REQUEST_NAMES:
-            self.made.append(as_event(made, self.names))
+            with suppress(KeyError, StructError):
+                self.made.append(as_event(made, self.names))

@@ -74,7 +74,9 @@ def _readable(report: Mapping[str, Any]) -> dict[str, Any]:
 def _in_words(divergence: Mapping[str, Any]) -> dict[str, Any]:
     is_result = divergence["kind"] in {"ret", "run_ret"}
     sides = {
-        side: result(divergence[side]) if is_result else _value(divergence[side])
+        side: result(divergence[side])
+        if is_result and type(divergence[side]) is int
+        else _value(divergence[side])
         for side in ("expected", "observed")
     }
     return {**divergence, **sides}

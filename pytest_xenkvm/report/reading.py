@@ -35,7 +35,9 @@ class ReportError(Exception):
 def read_report(path: Path) -> JsonObject:
     """Read a report from a file; raises ReportError and OSError."""
     try:
-        document = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+        document = json.loads(
+            path.read_bytes(), parse_constant=_refuse_constant, parse_float=_refuse_constant
+        )
     except (ValueError, RecursionError) as error:
         raise ReportError(f"{path}: is no JSON, expected a report ({error})") from error
     try:

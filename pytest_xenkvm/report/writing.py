@@ -28,7 +28,7 @@ def rendered(report: Report, path: Path) -> bytes:
     if not is_html(path):
         return report_bytes(report)
     page: str = import_module(_HTML).html_report(report)
-    return page.encode()
+    return page.encode(errors="replace")  # a file name may hold what is no character
 
 
 def write_whole(path: Path, data: bytes) -> None:

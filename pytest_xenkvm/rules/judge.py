@@ -81,13 +81,23 @@ class Judge:
 
     def wants_call(self, event: Hypercall) -> bool:
         """Whether a rule must look at this hypercall, which came out as recorded."""
-        if event.extra or event.exit is not None:
-            return bool(self._who_sees(event))
-        effect = self._alike.get(_key(event))
+        if event.inferred:
+            return False
+        effect = self._effect(event)
         if effect is None:
             return bool(self._who_sees(event))
         effect.times += 1
         return False
+
+    def recall(self, event: Hypercall) -> None:
+        """It will be observed: don't count it besides."""
+        effect = None if event.inferred else self._effect(event)
+        if effect is not None:
+            effect.times -= 1
+
+    def _effect(self, event: Hypercall) -> _Effect | None:
+        """What such a hypercall comes to, if that is known."""
+        return None if event.extra or event.exit is not None else self._alike.get(_key(event))
 
     def observe(self, observation: Observation) -> None:
         """Show an observation to the rules that want its event.

@@ -53,5 +53,6 @@ class Vmm:
 
 
 def behaviour_name(behaviour: VmmBehaviour) -> str:
-    """What reports call it."""
-    return str(getattr(behaviour, "name", type(behaviour).__name__))
+    """What reports call it: its name, without what would move a terminal's cursor."""
+    name = str(getattr(behaviour, "name", type(behaviour).__name__))
+    return "".join(char if char.isprintable() else " " for char in name)

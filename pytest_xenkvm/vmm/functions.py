@@ -48,8 +48,9 @@ class FunctionVmm(Vmm):
         """
         if len(given) == 1 and callable(given[0]):
             return self._register((None,), given[0])
-        if not given:
-            raise ValueError("answers() names no hypercall, expected numbers, or @vmm.answers for all others")
+        if not given or not all(isinstance(number, int) for number in given):
+            named = ", ".join(map(repr, given)) or "no hypercall"
+            raise ValueError(f"answers() names {named}, expected numbers, or @vmm.answers for all others")
         return lambda function: self._register(given, function)
 
     def configures(self, function: _Function) -> _Function:

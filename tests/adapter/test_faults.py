@@ -106,6 +106,14 @@ def test_an_adapter_that_writes_rubbish(tmp_path: Path, line: str, problem: str)
     assert told(vmm) == f"wrote a line that {problem}; an answer to {CALL} was due"
 
 
+def test_rubbish_and_an_end_at_once() -> None:
+    """What a program wrote says more than that it has ended, whichever is noticed first."""
+    for _ in range(5):
+        sentence = told(AdapterVmm(["sh", "-c", "echo Welcome"]))
+        assert sentence.startswith("wrote a line that is not JSON"), sentence
+        assert sentence.endswith("'Welcome'; an answer to start was due")
+
+
 @pytest.mark.parametrize(
     ("message", "problem"),
     [
@@ -175,7 +183,7 @@ def test_a_greeting_is_no_hello(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """What a program writes before it is spoken to is told of as the line that it is."""
     began = conversation.Conversation.begin.__func__  # type: ignore[attr-defined]
 
-    def begin_late(cls: type, command: list[str], timeout_s: float) -> conversation.Conversation:
+    def begin_late(cls: type, command: list[str] | str, timeout_s: float) -> conversation.Conversation:
         started: conversation.Conversation = began(cls, command, timeout_s)
         select.select([started.process._stdout], [], [], timeout_s)
         return started
@@ -295,8 +303,8 @@ def test_the_command_is_shown_in_short() -> None:
     assert len(str(caught.value)) < 300
 
 
-@pytest.mark.parametrize(("command", "timeout_s"), [([], 1.0), (["./x"], 0.0)])
-def test_a_command_and_time_are_needed(command: list[str], timeout_s: float) -> None:
-    """An empty command, and no time at all, are errors of the caller."""
-    with pytest.raises(ValueError, match="expected a program, and some time"):
+@pytest.mark.parametrize(("command", "timeout_s"), [([], 1.0), (["./x"], 0.0), ("./x", 1.0)])
+def test_a_command_and_time_are_needed(command: list[str] | str, timeout_s: float) -> None:
+    """An empty command, one that is no list, and no time at all, are errors of the caller."""
+    with pytest.raises(ValueError, match="expected a list of words, and some time"):
         AdapterVmm(command, timeout_s=timeout_s)

@@ -18,6 +18,7 @@ Run = Callable[..., pytest.RunResult]
         (["--xenkvm-profile=linux-5.0"], "there is no profile 'linux-5.0'; there are auto, linux-6.12*"),
         (["--xenkvm-engine=qemu"], "there is no engine 'qemu'; there are model, unicorn"),
         (["--xenkvm-rules=demo,none"], "no rule matches 'none'; there are: *demo.answered*"),
+        (["--xenkvm-vmm="], "--xenkvm-vmm: names no VMM behaviour; leave it out to replay as recorded"),
         (["--xenkvm-vmm=nowhere"], "--xenkvm-vmm: there is no VMM behaviour 'nowhere': *"),
         (["--xenkvm-vmm=nowhere:Vmm"], "--xenkvm-vmm: the VMM behaviour 'nowhere:Vmm' can't be imported: *"),
         (["-o", "xenkvm_vmm=os:Vmm"], "--xenkvm-vmm: the VMM behaviour 'os:Vmm' can't be imported: *"),

@@ -6,6 +6,7 @@ import pytest
 from attrs import evolve
 from scripted_vmm import EVTCHN_OP, HEADER, HOSTS, MEMORY_OP, SEND, Scripted, call, replay
 
+from pytest_xenkvm.abi.ioctls import KVM_CHECK_EXTENSION, KVM_XEN_HVM_CONFIG
 from pytest_xenkvm.abi.numbers import HvmAttr, VcpuAttr
 from pytest_xenkvm.hosts.protocol import Host
 from pytest_xenkvm.replay.observation import Place
@@ -118,7 +119,7 @@ def test_memory_that_the_recording_shows(host: Host, *, longmode: bool) -> None:
 
 
 def test_unseen_memory_may_pass() -> None:
-    """A call that the behaviour couldn't see enough of isn't judged; the guest goes on as recorded."""
+    """A call that the behaviour couldn't see enough of was forwarded; only its answer isn't judged."""
 
     def on_hypercall(vcpu: Vcpu, xen_exit: XenExit) -> int:
         vcpu.read_virtual(xen_exit.params[0], 4)
@@ -130,8 +131,20 @@ def test_unseen_memory_may_pass() -> None:
     (observation, _second) = (
         seen for seen in replay([event, event], behaviour, header=header) if not seen.by_vmm
     )
-    assert (observation.event, observation.unjudged, observation.answer) == (event, ("unseen memory",), None)
+    assert isinstance(observation.event, Hypercall)
+    assert (observation.event.handled, observation.unjudged) == ("userspace", ("rax",))
     assert len(behaviour.called) == 2
+
+
+def test_ioctls_that_no_trace_can_hold() -> None:
+    """Arguments that are no structure of their ioctl are the VMM's own business: nothing is observed."""
+
+    def configure(vm: Vm) -> None:
+        for request, size in ((KVM_CHECK_EXTENSION, 4), (KVM_XEN_HVM_CONFIG, 3)):
+            with pytest.raises(KvmError):
+                vm.ioctl(request, bytearray(size))
+
+    assert replay([call()], Scripted(configure=configure)) == replay([call()], Scripted())
 
 
 def test_virtual_memory_needs_a_call() -> None:

@@ -94,6 +94,23 @@ def test_what_comes_between_counts(
         assert (verdict.exercised, verdict.violations) == (exercised, violations)
 
 
+def test_a_call_that_is_shown_after_all_counts_once() -> None:
+    """Where something else is to be told of a hypercall that was counted, it is observed and not counted."""
+    judge = Judge((UNTIL_VIOLATED,), Context(header=header(), max_vcpus=4096, vmm_under_test=False))
+    for index in range(4):
+        if not judge.wants_call(arm(0, 0)):
+            judge.recall(arm(0, 0))
+        judge.observe(Observation(place=Place(index), event=arm(0, 0)))
+    assert [verdict.exercised for verdict in judge.verdicts()] == [4]
+
+
+def test_inferred_calls_are_never_counted() -> None:
+    """Nothing is judged by a hypercall that nobody saw, however often it came before."""
+    calls = [*[arm(0, 0)] * 3, *[arm(0, 0, inferred=True)] * 3]
+    for all_observed in (True, False):
+        assert judged(UNTIL_VIOLATED, calls, all_observed=all_observed).exercised == 3
+
+
 def test_a_call_that_came_twice_needs_no_observation() -> None:
     """The third one like it is counted without being looked at; another outcome is looked at."""
     judge = Judge(BUNDLED, Context(header=header(), max_vcpus=4096, vmm_under_test=False))

@@ -29,9 +29,9 @@ class AdapterVmm:
     """
 
     def __init__(self, command: Sequence[str], *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        if not command or timeout_s <= 0:
+        if not command or isinstance(command, str) or timeout_s <= 0:
             raise ValueError(
-                f"command {command!r}, time-out {timeout_s} s: expected a program, and some time"
+                f"command {command!r}, time-out {timeout_s} s: expected a list of words, and some time"
             )
         self._command = tuple(command)
         self._timeout_s = timeout_s

@@ -169,6 +169,11 @@ class Conversation:
         self.fail(f"wrote out of turn, when no answer was due: {shown_bytes(surplus)}")
 
     def _fail_gone(self) -> NoReturn:
+        try:  # what it wrote before it went says more than that it went
+            self._decoder.feed(self.process.pending())
+            self._decoder.next()
+        except Garbage as garbage:
+            self.fail(f"{garbage}; an answer to {self._awaited} was due")
         ended = self.process.finish(_LAST_WORDS_S)
         did = ended or "closed its stdin or stdout"
         self.fail(f"{did} before it answered {self._awaited}{self._part()}")
