@@ -144,7 +144,7 @@ class CacheFolder:
             stamp = _Stamp.of(path)
             if stamp.size < MEMO_SIZE:
                 return Content(path, _digest_of_file(path), stamp)
-            name = hashlib.sha256(f"{path.resolve()} {stamp}".encode()).hexdigest()
+            name = hashlib.sha256(os.fsencode(path.resolve()) + f" {stamp}".encode()).hexdigest()
             digest = self.read(name)
             if digest is None:
                 digest = _digest_of_file(path)

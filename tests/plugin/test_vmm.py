@@ -163,12 +163,14 @@ def test_an_option_names_a_vmm(project: pytest.Pytester, traces: Path, run: Run)
     result.stdout.fnmatch_lines(["xenkvm: *VMM my_vmm:Bad*"])
 
 
-@pytest.mark.parametrize("returned", ["Mine", "object()", "'mine'"])
+@pytest.mark.parametrize(
+    ("returned", "hint"), [("Mine", ": return Mine()"), ("object()", ""), ("'mine'", "")]
+)
 def test_something_else_than_a_behaviour_is_refused(
-    vmm: Callable[[str], None], run: Run, returned: str
+    vmm: Callable[[str], None], run: Run, returned: str, hint: str
 ) -> None:
-    """A fixture that returns a class, or anything that is no behaviour, fails in one sentence."""
+    """A fixture that returns anything that is no behaviour fails in one sentence, a class with a hint."""
     vmm(f"@pytest.fixture\ndef xenkvm_vmm():\n    return {returned}\n")
     result = run("-k", "replay")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["the fixture xenkvm_vmm returned *, expected a VMM behaviour"])
+    result.stdout.fnmatch_lines([f"the fixture xenkvm_vmm returned *, expected a VMM behaviour{hint}"])
