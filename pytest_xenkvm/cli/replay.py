@@ -1,4 +1,4 @@
-"""`xenkvm replay`: do a trace again on an emulated or the running kernel, compare what was recorded, judge the rules."""
+"""`xenkvm replay`: do a trace again on a kernel, compare what was recorded, judge the rules."""
 
 from __future__ import annotations
 

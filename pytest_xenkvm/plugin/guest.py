@@ -15,9 +15,9 @@ from pytest_xenkvm.core.machine import XenExit
 from pytest_xenkvm.cpu.vcpu import RSP
 from pytest_xenkvm.hosts.assembler import AssemblyError, assemble, is_installed
 from pytest_xenkvm.hosts.elf import ElfError
+from pytest_xenkvm.hosts.guest_image import Mode
 from pytest_xenkvm.hosts.guest_program import Ended, ProgramVm
 from pytest_xenkvm.hosts.protocol import HostError
-from pytest_xenkvm.hosts.replay_guest import Mode
 from pytest_xenkvm.plugin.own_tests import plain_shape
 from pytest_xenkvm.plugin.replays import check_behaviour
 from pytest_xenkvm.plugin.session import hooked_profiles, settings
