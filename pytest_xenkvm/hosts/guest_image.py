@@ -86,15 +86,16 @@ class GuestImage:
         slots: Sequence[Slot],
         code: Iterable[tuple[int, bytes]],
         *,
-        physical: int,
+        physical: int | None = None,
         highest: int = _FOUR_GIB - _LARGE_PAGE,
     ) -> GuestImage:
         """A guest for a VM with those memory slots, whose code are those bytes at those offsets.
 
-        The window is the first 2 MiB from `highest` down where no slot lies.
+        The window is the first 2 MiB from `highest` down where no slot lies; `physical` None: there.
         """
-        image = cls(mmap(-1, IMAGE_SIZE), physical, _free_window(slots, highest))
-        for offset, data in (*_tables(physical, image.window), *code):
+        window = _free_window(slots, highest)
+        image = cls(mmap(-1, IMAGE_SIZE), window if physical is None else physical, window)
+        for offset, data in (*_tables(image.physical, window), *code):
             image.memory[offset : offset + len(data)] = data
         return image
 
