@@ -135,6 +135,14 @@ class GuestImage:
         self.memory[offset : offset + size] = value.to_bytes(size, "little")
         return linear - size
 
+    def clean_pointers(self) -> None:
+        """Store the page-directory pointers of 32-bit mode anew.
+
+        QEMU's TCG (7.2, as AMD-V's CPU) marks them as accessed, and KVM then refuses to load them.
+        """
+        data = _pointers_32(self.physical)
+        self.memory[_POINTERS_32 : _POINTERS_32 + len(data)] = data
+
     def state(self, mode: Mode, cpl: int) -> CpuState:
         """The CPU state in which the guest runs code of that mode and privilege level."""
         long = mode is not Mode.PROTECTED
@@ -206,9 +214,14 @@ def _page_tables(physical: int, window: int) -> list[tuple[int, bytes]]:
         (_DIRECTORIES, _identity_map()),
         (_DIRECTORIES + window // _LARGE_PAGE * 8, own),
         (_POINTERS_64, b"".join((table | _ENTRY).to_bytes(8, "little") for table in directories)),
-        (_POINTERS_32, b"".join((table | paging.PRESENT).to_bytes(8, "little") for table in directories)),
+        (_POINTERS_32, _pointers_32(physical)),
         (_TOP_TABLE, (physical + _POINTERS_64 | _ENTRY).to_bytes(8, "little")),
     ]
+
+
+def _pointers_32(physical: int) -> bytes:
+    tables = (physical + _DIRECTORIES + 0x1000 * index for index in range(4))
+    return b"".join((table | paging.PRESENT).to_bytes(8, "little") for table in tables)
 
 
 @cache

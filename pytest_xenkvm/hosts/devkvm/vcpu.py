@@ -180,6 +180,8 @@ class Vcpu:
         if self.parked not in self._sregs:
             mode, cpl = self.parked
             self._sregs[self.parked] = sregs_bytes(self.image.state(mode, cpl), self.apic_base)
+        if self.parked[0] is Mode.PROTECTED:
+            self.image.clean_pointers()
         result = self.kernel.ioctl(self.fd, kvm.KVM_SET_SREGS, self._sregs[self.parked])
         if result < 0:
             raise HostError(f"KVM_SET_SREGS of vCPU {self.index} failed with errno {-result}")
