@@ -73,7 +73,7 @@ def parsed(path: str | Path) -> Any:
 
 
 def test_workers_make_no_difference(project: pytest.Pytester, corpus: Path, run: Run) -> None:
-    """Badge, reports and summary are the same bytes in one process, over any workers, with an item a trace."""
+    """Badge, reports and summary are the same bytes in one process, over any workers, an item a trace."""
     arguments = [corpus, corpus / "late.jsonl"]
     run(*arguments, *outputs("one"))
     expected = read("one")
