@@ -21,8 +21,8 @@ _ARCHIVE: Final = "http://deb.debian.org/debian"
 _KEYRING: Final = "/usr/share/keyrings/debian-archive-keyring.gpg"
 _LAST_WORDS: Final = 300
 _NAME: Final = re.compile(r"linux-(?P<part>image|binary|modules)-(?P<release>\d\S*-cloud-amd64)")
-_WHOLE: Final = ({"image"}, {"binary", "modules"})
-"""Packages that make a kernel: one until Linux 7.0 or so, two since."""
+_WHOLE: Final = ({"binary", "modules"}, {"image"})
+"""Packages that make a kernel. Where the first two are, an image is an empty package that depends on them."""
 
 
 @frozen

@@ -25,8 +25,14 @@ _NEVER: Final = frozenset(
     }
 )
 """Folders that a checkout has beside its sources."""
-_NOT_OF_STDLIB: Final = frozenset({"test", "idlelib", "tkinter", "turtledemo", "ensurepip", "site-packages"})
+_NOT_RUN: Final = ("mypy", "pip", "pre-commit", "ruff", "selenium", "sphinx", "virtualenv")
+"""Distributions that check, install and document: large, and of no use without a network or a checkout."""
+_NOT_OF_STDLIB: Final = frozenset(
+    {"ensurepip", "idlelib", "lib2to3", "site-packages", "test", "tkinter", "turtledemo"}
+)
 """Of the standard library; site-packages is brought when it is on `sys.path`."""
+_NOT_LOADED: Final = (".a", ".opt-1.pyc", ".opt-2.pyc")
+"""Static libraries, and code for `python -O`, which is compiled again if need be."""
 
 
 @frozen
@@ -56,17 +62,20 @@ class Environment:
         )
 
     def add_to(self, files: GuestFiles, without: Sequence[str] = ()) -> None:
-        """Add its files, but for what no command needs and the distributions (by name) `without`."""
+        """Add its files, but for what no command needs and the distributions (by name) `without`.
+
+        Raises LabError if one of those isn't installed.
+        """
         for interpreter in self.interpreters:
             files.add(interpreter)
         left_out = _files_of(without)
 
         def skip_in_library(_folder: str, name: str) -> bool:
-            return name in _NOT_OF_STDLIB or name.startswith("config-") or name.endswith(".a")
+            return name in _NOT_OF_STDLIB or name.startswith("config-") or name.endswith(_NOT_LOADED)
 
         def skip(folder: str, name: str) -> bool:
             path = f"{folder}/{name}"
-            if name in _NEVER or name.endswith(".a") or path in left_out:
+            if name in _NEVER or name.endswith(_NOT_LOADED) or path in left_out:
                 return True
             return path != sys.prefix and Path(path, "pyvenv.cfg").exists()
 
@@ -101,16 +110,18 @@ def _editable_projects() -> list[Path]:
 
 
 def _files_of(names: Sequence[str]) -> frozenset[str]:
-    """The files of the named distributions. Raises LabError if one isn't installed."""
-    wanted = {_normal(name): name for name in names}
+    """The files of the named distributions, which must be installed, and of those that are never brought."""
+    missing = {_normal(name): name for name in names}
+    wanted = {*missing, *_NOT_RUN}
     found: set[str] = set()
     for distribution in distributions():
-        if wanted.pop(_normal(distribution.name), None) is not None:
-            found |= {
-                os.path.normpath(str(distribution.locate_file(file))) for file in distribution.files or ()
-            }
-    if wanted:
-        raise LabError(f"--without {', '.join(wanted.values())}: no such distribution is installed here")
+        name = _normal(distribution.name)
+        missing.pop(name, None)
+        if name in wanted:
+            files = distribution.files or ()
+            found |= {os.path.normpath(str(distribution.locate_file(file))) for file in files}
+    if missing:
+        raise LabError(f"--without {', '.join(missing.values())}: no such distribution is installed here")
     return frozenset(found)
 
 

@@ -34,7 +34,7 @@ class Source:
 SOURCES: Final[Mapping[str, Source]] = {
     "linux-6.12": Source("6.12", ("bookworm-security", "trixie-security", "trixie")),
     "linux-7.2": Source("7.2", ("sid", "forky")),
-    "linux-7.3": Source("7.3", ("sid", "forky", "experimental")),
+    "linux-7.3": Source("7.3", ("experimental", "sid", "forky")),
 }
 """By profile, whose kernel it is. Debian's flavour `cloud` has KVM_XEN, virtio-serial and the tracepoints."""
 
