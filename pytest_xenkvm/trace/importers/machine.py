@@ -12,13 +12,18 @@ from pytest_xenkvm.abi.ioctls import IOCTLS, KVM_CHECK_EXTENSION, KVM_XEN_HVM_CO
 from pytest_xenkvm.abi.numbers import KVM_CAP_MAX_VCPUS, PAGE_SIZE
 from pytest_xenkvm.trace.events import Header, MemorySlot, VmShape
 from pytest_xenkvm.trace.importers.config import Config
-from pytest_xenkvm.trace.importers.ftrace_lines import TraceLine
+from pytest_xenkvm.trace.importers.lines import TraceLine
 from pytest_xenkvm.trace.importers.model import Given, ImportReport
 from pytest_xenkvm.trace.importers.threads import Threads
 
 _HEX: Final = r"(?:0x)?([0-9a-f]{1,16})"
 _ENTER: Final = re.compile(rf"[:(]\s*fd: {_HEX}, cmd: {_HEX}, arg: {_HEX}\)?")
 _EXIT: Final = re.compile(rf"(?: -> |:\s+){_HEX}")
+
+_TYPE_SHIFT: Final = 8
+_TYPE_MASK: Final = 0xFF
+_KVM_TYPE: Final = 0xAE
+"""The type of KVM's requests: bits 8 to 15."""
 
 _KVM_CREATE_VM: Final = 0xAE01
 _KVM_CREATE_VCPU: Final = 0xAE41
@@ -39,11 +44,15 @@ class Machine:
     threads: Threads
     report: ImportReport
     given: Given
+    path: str
+    recorder: str
     requested: Counter[str] = Factory(Counter)
     """How often each Xen ioctl was called; a probe should have shown as many."""
     has_lapic: bool = False
     _requests: set[int] = Factory(set)
     _last: dict[int, tuple[int, int]] = Factory(dict)
+    _creating: dict[int, int] = Factory(dict)
+    """By thread: the vCPU that it is creating."""
     _max_vcpus: int | None = None
 
     def enter(self, line: TraceLine) -> bool:
@@ -51,8 +60,10 @@ class Machine:
         match = _ENTER.fullmatch(line.fields.rstrip())
         if match is None:
             raise line.malformed("'fd: .., cmd: .., arg: ..'")
-        request, arg = int(match[2], 16), int(match[3], 16)
+        fd, request, arg = (int(number, 16) for number in match.groups())
         self._last[line.pid] = request, arg
+        if request >> _TYPE_SHIFT & _TYPE_MASK == _KVM_TYPE:
+            self.threads.uses(line, fd)
         if request in _NAMES:
             self.requested[_NAMES[request]] += 1
             return True
@@ -60,7 +71,7 @@ class Machine:
             self._requests.add(request)
             return True
         if request == _KVM_CREATE_VCPU:
-            self.threads.created(line, arg)
+            self._creating[line.pid] = self.threads.created(line, arg)
             return True
         return (request, arg) == (KVM_CHECK_EXTENSION, KVM_CAP_MAX_VCPUS)
 
@@ -74,11 +85,13 @@ class Machine:
         request, arg = self._last.pop(line.pid, (0, 0))
         if (request, arg) == (KVM_CHECK_EXTENSION, KVM_CAP_MAX_VCPUS) and result > 0:
             self._max_vcpus = result
+        if request == _KVM_CREATE_VCPU and result >= 0:
+            self.threads.has_fd(self._creating[line.pid], result)
         return result if request == KVM_XEN_HVM_CONFIG else None
 
     def header(self, config: Config, *, full: bool) -> Header:
         """Return the header; what it assumes is said in its notes."""
-        notes = ["Imported from ftrace with kprobes."]
+        notes = [f"Imported from {self.recorder} with kprobes.{self.report.lost_note()}"]
         if not full:
             notes.append("The recording began after the VM was configured, so it doesn't replay on its own.")
         vm = self._shape(config, notes) if full else None
@@ -88,7 +101,7 @@ class Machine:
             kernel=self.given.kernel,
             max_vcpus=self._max_vcpus if self.given.max_vcpus is None else self.given.max_vcpus,
             cpu_vendor=self.given.cpu_vendor or "amd",
-            recorder="ftrace",
+            recorder=self.recorder,
             scope="full" if full else "hypercalls",
             vm=vm,
             unseen=("irq", "mem"),

@@ -56,6 +56,10 @@ class ImportReport:
         for event in events:
             (self.inferred if event.inferred else self.events)[event.kind] += 1
 
+    def lost_note(self) -> str:
+        """A sentence for the trace's header about what the recorder lost, with a blank before it; or ""."""
+        return f" The recorder lost {self.lost:,} events or more." if self.lost else ""
+
     def __str__(self) -> str:
         """A short table for people, one count a line."""
         rows = [

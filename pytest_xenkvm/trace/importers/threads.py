@@ -10,7 +10,7 @@ from attrs import Factory, define
 from pytest_xenkvm.trace.errors import Malformed
 from pytest_xenkvm.trace.events import VcpuShape
 from pytest_xenkvm.trace.fields import MAX_VCPUS
-from pytest_xenkvm.trace.importers.ftrace_lines import TraceLine
+from pytest_xenkvm.trace.importers.lines import TraceLine
 from pytest_xenkvm.trace.importers.model import ImportReport
 
 _QEMU_NAME: Final = re.compile(r"CPU (\d{1,4})/KVM")
@@ -30,15 +30,31 @@ class Threads:
     """No vCPU below it is free."""
     ids: dict[int, int] = Factory(dict)
     """KVM vCPU ids by index, as far as KVM_CREATE_VCPU was seen."""
+    _index_by_fd: dict[int, int] = Factory(dict)
+    """As far as the results of KVM_CREATE_VCPU were seen."""
 
-    def created(self, line: TraceLine, vcpu_id: int) -> None:
-        """KVM_CREATE_VCPU was called. QEMU does so on the vCPU's own thread, in the order of their names."""
-        index = self.named(line)
-        if index is None:
+    def created(self, line: TraceLine, vcpu_id: int) -> int:
+        """KVM_CREATE_VCPU was called; return the vCPU.
+
+        QEMU does so on the vCPU's own thread, in the order of their names.
+        """
+        match = _QEMU_NAME.fullmatch(line.task)
+        if match is None:
             index = len(self.ids)
         else:
+            index = int(match[1])
             self._claim(line, index)
         self.ids[index] = vcpu_id
+        return index
+
+    def has_fd(self, index: int, fd: int) -> None:
+        """KVM_CREATE_VCPU gave the vCPU this descriptor."""
+        self._index_by_fd[fd] = index
+
+    def uses(self, line: TraceLine, fd: int) -> None:
+        """The thread called one of KVM's ioctls: on a vCPU's descriptor it acts for that vCPU from now on."""
+        if fd in self._index_by_fd:
+            self._index_by_pid[line.pid] = self._index_by_fd[fd]
 
     def named(self, line: TraceLine) -> int | None:
         """Return the vCPU of a thread that is known or named after its vCPU, else None."""
