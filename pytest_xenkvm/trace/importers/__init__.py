@@ -1,7 +1,7 @@
 """Importers: raw recordings of real guests into traces.
 
-`detect` names the importer for a recording, `IMPORTERS` holds them, `open_text` reads one; `with_answers`
-joins the two views of one run. What each can and can't see is in docs/reference/importers.md.
+`detect` names the importer for a recording, `IMPORTERS` holds them, `open_recording` reads one;
+`with_answers` joins the two views of one run. What each can and can't see is in docs/reference/importers.md.
 """
 
 from __future__ import annotations
@@ -20,12 +20,16 @@ from pytest_xenkvm.trace.importers.kprobes import import_kprobes
 from pytest_xenkvm.trace.importers.lines import DETECT_LINES
 from pytest_xenkvm.trace.importers.model import Given, Imported, Importer, ImportReport
 from pytest_xenkvm.trace.importers.qemu_log import MARK, import_qemu_log
+from pytest_xenkvm.trace.importers.recording import open_recording
 from pytest_xenkvm.trace.importers.sources import importer_of, shows_probes
+from pytest_xenkvm.trace.importers.strace import import_strace
+from pytest_xenkvm.trace.importers.strace_lines import is_kvm_ioctl
 from pytest_xenkvm.trace.importers.text import open_text
-from pytest_xenkvm.trace.importers.tool_lines import BPFTRACE, PERF, TRACE_CMD
+from pytest_xenkvm.trace.importers.tool_lines import BPFTRACE, BPFTRACE_SCRIPT, PERF, TRACE_CMD
 from pytest_xenkvm.trace.installed import NotLoadable, load_entry
 
 __all__ = [
+    "BPFTRACE_SCRIPT",
     "DETECT_LINES",
     "ENTRY_POINTS",
     "IMPORTERS",
@@ -38,6 +42,7 @@ __all__ = [
     "all_importers",
     "detect",
     "find_importer",
+    "open_recording",
     "open_text",
     "with_answers",
 ]
@@ -83,6 +88,11 @@ IMPORTERS: Final[dict[str, NamedImporter]] = {
         importer_of(BPFTRACE),
         "what the script of --bpftrace-script prints: hypercalls, forwarded or not",
         lambda text: BPFTRACE.mark is not None and BPFTRACE.mark.match(text) is not None,
+    ),
+    "strace": NamedImporter(
+        import_strace,
+        "strace of a VMM's ioctls: the VM; its forwarded hypercalls come from --answers",
+        is_kvm_ioctl,
     ),
     "ftrace-kprobes": NamedImporter(
         import_kprobes,

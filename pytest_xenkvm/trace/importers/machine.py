@@ -12,6 +12,7 @@ from pytest_xenkvm.abi.ioctls import IOCTLS, KVM_CHECK_EXTENSION, KVM_XEN_HVM_CO
 from pytest_xenkvm.abi.numbers import KVM_CAP_MAX_VCPUS, PAGE_SIZE
 from pytest_xenkvm.trace.events import Header, MemorySlot, VmShape
 from pytest_xenkvm.trace.importers.config import Config
+from pytest_xenkvm.trace.importers.given import check_memory, contradiction, settled
 from pytest_xenkvm.trace.importers.lines import TraceLine
 from pytest_xenkvm.trace.importers.model import Given, ImportReport
 from pytest_xenkvm.trace.importers.threads import Threads
@@ -94,12 +95,13 @@ class Machine:
         notes = [f"Imported from {self.recorder} with kprobes.{self.report.lost_note()}"]
         if not full:
             notes.append("The recording began after the VM was configured, so it doesn't replay on its own.")
+        check_memory(self.path, self.given, max((page + 1 for page in config.pages), default=0) * PAGE_SIZE)
         vm = self._shape(config, notes) if full else None
         if self.given.cpu_vendor is None:
             self.report.unknown["cpu_vendor (amd assumed)"] += 1
         return Header(
             kernel=self.given.kernel,
-            max_vcpus=self._max_vcpus if self.given.max_vcpus is None else self.given.max_vcpus,
+            max_vcpus=settled(self.path, "max_vcpus", self.given.max_vcpus, self._max_vcpus),
             cpu_vendor=self.given.cpu_vendor or "amd",
             recorder=self.recorder,
             scope="full" if full else "hypercalls",
@@ -114,25 +116,31 @@ class Machine:
         return max([given, *(page + 1 for page in config.pages)])
 
     def _shape(self, config: Config, notes: list[str]) -> VmShape:
-        irqchip = self.given.irqchip
-        if irqchip is None:
-            irqchip, why = self._irqchip()
-            notes.append(f"irqchip {irqchip}: {why}.")
+        irqchip = self._irqchip(notes)
         if not self.threads.ids:
             notes.append("KVM vCPU ids assumed to be the indexes: KVM_CREATE_VCPU was not seen.")
         return VmShape(irqchip=irqchip, memory=self._memory(config, notes), vcpus=self.threads.shapes())
 
-    def _irqchip(self) -> tuple[str, str]:
-        if _KVM_CREATE_IRQCHIP in self._requests:
-            return "full", "KVM_CREATE_IRQCHIP was called"
+    def _irqchip(self, notes: list[str]) -> str:
+        """Return where the VM's interrupt controllers were; raises `Malformed` if another place was given."""
         lapic = self.has_lapic or not self._requests.isdisjoint(_LAPIC_IOCTLS)
-        from_the_start = _KVM_CREATE_VM in self._requests
-        if lapic and from_the_start:
-            return "split", "there was a local APIC in the kernel, and no KVM_CREATE_IRQCHIP"
-        self.report.unknown["irqchip"] += 1
-        if lapic:
-            return "split", "assumed; there was a local APIC in the kernel"
-        return "none", "assumed; no local APIC was seen"
+        given, seen, why = self.given.irqchip, None, ""
+        if _KVM_CREATE_IRQCHIP in self._requests:
+            seen, why = "full", "KVM_CREATE_IRQCHIP was called"
+        elif lapic and _KVM_CREATE_VM in self._requests:
+            seen, why = "split", "there was a local APIC in the kernel, and no KVM_CREATE_IRQCHIP"
+        elif lapic and given == "none":
+            raise contradiction(self.path, "irqchip none", "a local APIC in the kernel")
+        irqchip = settled(self.path, "irqchip", given, seen)
+        if irqchip is None:
+            self.report.unknown["irqchip"] += 1
+            irqchip = "split" if lapic else "none"
+            why = "assumed; " + (
+                "there was a local APIC in the kernel" if lapic else "no local APIC was seen"
+            )
+        if given is None:
+            notes.append(f"irqchip {irqchip}: {why}.")
+        return irqchip
 
     def _memory(self, config: Config, notes: list[str]) -> tuple[MemorySlot, ...]:
         invented: tuple[MemorySlot, ...] = ()

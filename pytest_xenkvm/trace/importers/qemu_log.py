@@ -12,6 +12,7 @@ from typing import Final
 
 from pytest_xenkvm.trace.errors import Malformed
 from pytest_xenkvm.trace.events import Event, Header, Hypercall
+from pytest_xenkvm.trace.importers.given import check_vcpus
 from pytest_xenkvm.trace.importers.hypercalls import Called, Modes
 from pytest_xenkvm.trace.importers.model import Given, Imported, ImportReport, check_size
 
@@ -80,6 +81,7 @@ def import_qemu_log(lines: Iterable[str], *, path: str, given: Given | None = No
         raise Malformed("no hypercall found, expected lines 'xen_hypercall: cpu N cpl N input N ...'", path)
     report.unknown["arguments 3 to 5 of a hypercall (named in unseen_args)"] = len(events)
     report.count(events)
+    check_vcpus(path, _header(given), events)
     return Imported(header=_header(given), events=events, report=report)
 
 

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from attrs import evolve
 
-from pytest_xenkvm.trace.errors import Malformed
 from pytest_xenkvm.trace.importers.ftrace import import_ftrace
+from pytest_xenkvm.trace.importers.given import settled
 from pytest_xenkvm.trace.importers.kprobes import PROBES, import_kprobes
 from pytest_xenkvm.trace.importers.lines import DETECT_LINES, Syntax
 from pytest_xenkvm.trace.importers.model import Given, Imported, Importer
@@ -73,9 +73,7 @@ def _told(given: Given, name: str, found: str | None, path: str) -> Given:
         return given
     known = getattr(given, name)
     # A release may be given without its distribution's suffix.
-    if known is not None and not found.startswith(known):
-        raise Malformed(
-            f"is of {name.replace('_', ' ')} {found!r}, but {known!r} was given; leave it out", path
-        )
+    if known is not None and re.split(r"[^\d.]", found)[0] != known:
+        settled(path, name.replace("_", " "), known, found)
     fields: dict[str, Any] = {name: found}
     return evolve(given, **fields)

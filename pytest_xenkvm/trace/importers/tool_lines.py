@@ -7,6 +7,7 @@ known by its port alone. Seen with trace-cmd 3.1.6, perf 6.1 and bpftrace 0.17.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Final
 
 from pytest_xenkvm.trace.importers.lines import Syntax
@@ -47,6 +48,9 @@ PERF: Final = Syntax(
 )
 """`perf script`; better with `--header --ns --show-lost-events`."""
 
+BPFTRACE_SCRIPT: Final = Path(__file__).with_name("xenkvm.bt")
+"""A program for bpftrace that records hypercalls."""
+
 BPFTRACE: Final = Syntax(
     recorder="bpftrace",
     columns="TASK-TID [CPU] TIME: EVENT: ...",
@@ -58,4 +62,4 @@ BPFTRACE: Final = Syntax(
     mark=re.compile(r"# xenkvm\.bt|Attaching \d{1,9} probes\.\.\.", re.ASCII),
     ordered=False,
 )
-"""What the script xenkvm.bt prints: each CPU's events in order, but not those of all."""
+"""What `BPFTRACE_SCRIPT` prints: each CPU's events in order, but not those of all."""
