@@ -18,7 +18,7 @@ from pytest_xenkvm.trace.importers.ftrace import import_ftrace
 from pytest_xenkvm.trace.importers.ftrace_lines import FTRACE
 from pytest_xenkvm.trace.importers.kprobes import import_kprobes
 from pytest_xenkvm.trace.importers.lines import DETECT_LINES
-from pytest_xenkvm.trace.importers.model import Given, Imported, Importer, ImportReport
+from pytest_xenkvm.trace.importers.model import Forwarded, Given, Imported, Importer, ImportReport
 from pytest_xenkvm.trace.importers.qemu_log import MARK, import_qemu_log
 from pytest_xenkvm.trace.importers.recording import open_recording
 from pytest_xenkvm.trace.importers.sources import importer_of, shows_probes
@@ -33,6 +33,7 @@ __all__ = [
     "DETECT_LINES",
     "ENTRY_POINTS",
     "IMPORTERS",
+    "Forwarded",
     "Given",
     "ImportReport",
     "Imported",

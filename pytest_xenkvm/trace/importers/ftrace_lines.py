@@ -15,7 +15,7 @@ FTRACE: Final = Syntax(
     recorder="ftrace",
     columns="TASK-PID [CPU] FLAGS TIME: EVENT: ...",
     line=re.compile(
-        r"(?P<task>.{1,64}?)-(?P<pid>\d{1,10})\s{1,16}"
+        r"(?P<task>.{1,64}?)-(?P<pid>\d{1,7})\s{1,16}"
         r"(?:\([ \d-]{1,16}\)\s{1,8})?"  # the thread group, if that option is on
         r"\[\d{1,5}\]\s{1,8}"
         r"(?:(?P<flags>[^\s:]{4,8})\s{1,16})?"

@@ -86,9 +86,15 @@ class Machine:
         request, arg = self._last.pop(line.pid, (0, 0))
         if (request, arg) == (KVM_CHECK_EXTENSION, KVM_CAP_MAX_VCPUS) and result > 0:
             self._max_vcpus = result
-        if request == _KVM_CREATE_VCPU and result >= 0:
-            self.threads.has_fd(self._creating[line.pid], result)
+        if request == _KVM_CREATE_VCPU:
+            self._created(self._creating.pop(line.pid), result)
         return result if request == KVM_XEN_HVM_CONFIG else None
+
+    def _created(self, index: int, fd: int) -> None:
+        if fd >= 0:
+            self.threads.has_fd(index, fd)
+        else:
+            self.threads.not_created(index)
 
     def header(self, config: Config, *, full: bool) -> Header:
         """Return the header; what it assumes is said in its notes."""

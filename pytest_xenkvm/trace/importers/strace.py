@@ -152,6 +152,8 @@ class _Vm:
         return None
 
     def _map(self, first: int, end: int) -> None:
+        if len(self.memory) > MAX_SLOTS:  # too many for a trace's header
+            return
         apart = [known for known in self.memory if known[1] < first or known[0] > end]
         touched = [known for known in self.memory if known not in apart]
         merged = min([first, *(low for low, _ in touched)]), max([end, *(high for _, high in touched)])

@@ -17,7 +17,7 @@ from pytest_xenkvm.trace.errors import Malformed
 from pytest_xenkvm.trace.importers.model import ImportReport
 
 _PREFIX: Final = re.compile(
-    r"(?:\[pid\s{1,8}(\d{1,10})\]\s{1,8}|(\d{1,10})\s{1,16})?"
+    r"(?:\[pid\s{1,8}(\d{1,7})\]\s{1,8}|(\d{1,7})\s{1,16})?"
     r"(?:(\d{9,12})\.(\d{6,9})\s|(\d\d):(\d\d):(\d\d)(?:\.(\d{6,9}))?\s|\s{0,16}\d{1,8}\.\d{6,9}\s)?",
     re.ASCII,
 )

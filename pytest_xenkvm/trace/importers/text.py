@@ -13,6 +13,9 @@ from pytest_xenkvm.trace.errors import Malformed
 MAX_LINE: Final = 1 << 15
 """Bytes of a line; those about events stay below 300, but perf's header names every CPU in one."""
 
+MAX_LINES: Final = 100_000_000
+"""Lines of a recording: more come from no recorder, but from a gzip file made for the purpose."""
+
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 
 
@@ -44,6 +47,8 @@ def bounded_lines(file: IO[bytes] | gzip.GzipFile, path: str) -> Iterator[str]:
         if not line:
             return
         number += 1
+        if number > MAX_LINES:
+            raise Malformed(f"more than {MAX_LINES:,} lines; cut the recording", path, line=number)
         if len(line) > MAX_LINE:
             raise Malformed(f"a line of more than {MAX_LINE} bytes", path, line=number)
         yield line.rstrip(b"\r\n").decode("utf-8", "replace")

@@ -39,13 +39,16 @@ class Threads:
         QEMU does so on the vCPU's own thread, in the order of their names.
         """
         match = _QEMU_NAME.fullmatch(line.task)
-        if match is None:
-            index = len(self.ids)
-        else:
-            index = int(match[1])
+        index = len(self.ids) if match is None else int(match[1])
+        self._check(line, index)
+        if match is not None:
             self._claim(line, index)
         self.ids[index] = vcpu_id
         return index
+
+    def not_created(self, index: int) -> None:
+        """KVM_CREATE_VCPU failed."""
+        self.ids.pop(index, None)
 
     def has_fd(self, index: int, fd: int) -> None:
         """KVM_CREATE_VCPU gave the vCPU this descriptor."""
@@ -76,10 +79,13 @@ class Threads:
         self._claim(line, index)
         return index
 
-    def _claim(self, line: TraceLine, index: int) -> None:
+    def _check(self, line: TraceLine, index: int) -> None:
         if index >= MAX_VCPUS:
             what = f"thread {line.pid} would run vCPU {index}; expected at most {MAX_VCPUS} vCPUs of one VM"
             raise Malformed(what, line.path, line=line.number)
+
+    def _claim(self, line: TraceLine, index: int) -> None:
+        self._check(line, index)
         owner = self._pid_by_index.setdefault(index, line.pid)
         if owner != line.pid:
             what = f"threads {owner} and {line.pid} both run vCPU {index}; expected a recording of one VM"

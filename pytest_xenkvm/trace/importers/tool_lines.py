@@ -23,7 +23,7 @@ TRACE_CMD: Final = Syntax(
     columns="TASK-PID [CPU] TIME: EVENT:   ...",
     # The event's name is padded to 21 columns, unlike ftrace's.
     line=re.compile(
-        r"(?P<task>.{1,64}?)-(?P<pid>\d{1,10})\s{1,16}" + _CPU_AND_TIME + r"(?!\w{1,19}: \S)" + _EVENT,
+        r"(?P<task>.{1,64}?)-(?P<pid>\d{1,7})\s{1,16}" + _CPU_AND_TIME + r"(?!\w{1,19}: \S)" + _EVENT,
         re.ASCII,
     ),
     lost=re.compile(r"CPU:\d{1,5} \[(?:(\d{1,18}) )?EVENTS DROPPED\]", re.ASCII),
@@ -36,7 +36,7 @@ PERF: Final = Syntax(
     recorder="perf",
     columns="TASK PID [CPU] TIME: GROUP:EVENT: ...",
     line=re.compile(
-        r"(?P<task>.{1,64}?)\s{1,16}(?:\d{1,10}/)?(?P<pid>\d{1,10})\s{1,16}"
+        r"(?P<task>.{1,64}?)\s{1,16}(?:\d{1,10}/)?(?P<pid>\d{1,7})\s{1,16}"
         + _CPU_AND_TIME
         + r"(?:\d{1,20}\s{1,32})?[a-z]\w{0,63}:"
         + _EVENT,
@@ -55,7 +55,7 @@ BPFTRACE: Final = Syntax(
     recorder="bpftrace",
     columns="TASK-TID [CPU] TIME: EVENT: ...",
     line=re.compile(
-        r"(?P<task>.{1,64}?)-(?P<pid>\d{1,10}) " + _CPU_AND_TIME + _EVENT,
+        r"(?P<task>.{1,64}?)-(?P<pid>\d{1,7}) " + _CPU_AND_TIME + _EVENT,
         re.ASCII,
     ),
     lost=re.compile(r"Lost (\d{1,18}) events", re.ASCII),
