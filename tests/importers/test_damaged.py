@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -28,6 +29,7 @@ FILES: Final = {
     "strace": DATA / "strace.txt.gz",
 }
 """Real text for every importer."""
+NUMBER: Final = re.compile(r"(?:0x)?[0-9a-f]*[0-9]")
 LINES: Final = {name: list(islice(open_recording(path), 700)) for name, path in FILES.items()}
 
 Edit = Callable[[list[str]], None]
@@ -62,7 +64,7 @@ def edits(draw: st.DrawFn) -> Edit:
         elif kind == "cut":
             lines[at] = line[:start]
         elif kind == "number":
-            numbers = [word for word in line.replace("=", " ").replace(",", " ").split() if word[-1:].isdigit()]
+            numbers = NUMBER.findall(line)
             lines[at] = line.replace(numbers[start % len(numbers)], piece) if numbers else line
         elif kind == "join":
             lines[at] = line + lines[to % len(lines)]
@@ -80,15 +82,14 @@ def edits(draw: st.DrawFn) -> Edit:
 )
 @given(damage=st.lists(edits(), min_size=1, max_size=12))
 def test_damaged_text_never_crashes(tmp_path: Path, name: str, damage: list[Edit]) -> None:
-    """Real text with damage in it gives a trace that can be written and read, or an error that names the file."""
+    """Real text with damage in it gives a trace that can be read again, or an error that names the file."""
     lines = list(LINES[name])
     for edit in damage:
         edit(lines)
     try:
         imported = IMPORTERS[name].run(lines, path="recording", given=Given(kernel="6.12.117"))
     except TraceError as error:
-        assert str(error).startswith("recording")  # noqa: PT017 - it need not be raised
-        assert "\n" not in str(error)
+        assert re.fullmatch("recording.*", str(error))  # noqa: PT017 - it need not be raised
         return
     report = imported.report
     assert report.lines == len(lines) == report.used + sum(report.skipped.values())
@@ -107,7 +108,7 @@ def test_damaged_text_never_crashes(tmp_path: Path, name: str, damage: list[Edit
 def test_damaged_files_never_crash(
     tmp_path: Path, name: str, data: st.DataObject, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A file with damaged bytes, packed or not, is imported, or refused in one sentence, by the command line."""
+    """A file with damaged bytes, packed or not, is imported or refused in one sentence."""
     content = bytearray("\n".join(LINES[name][:200]).encode())
     if data.draw(st.booleans()):
         content = bytearray(gzip.compress(content))

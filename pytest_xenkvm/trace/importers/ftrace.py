@@ -11,7 +11,7 @@ from attrs import Factory, define, evolve
 from pytest_xenkvm.abi.numbers import KVM_EXIT_XEN
 from pytest_xenkvm.trace.events import Event, Header, Hypercall
 from pytest_xenkvm.trace.importers.ftrace_lines import FTRACE
-from pytest_xenkvm.trace.importers.given import check_vcpus
+from pytest_xenkvm.trace.importers.given import check_vcpus, given_shape
 from pytest_xenkvm.trace.importers.hypercalls import (
     HypercallMaker,
     Modes,
@@ -95,6 +95,7 @@ def import_ftrace(
         cpu_vendor=given.cpu_vendor or "amd",
         recorder=syntax.recorder,
         scope="hypercalls",
+        vm=given_shape(path, given, reader.events),
         unseen=("irq", "mem"),
         notes=f"Imported from {syntax.recorder}'s kvm_xen_hypercall: no configuration, no results."
         + report.lost_note(),

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from pytest_xenkvm.abi.numbers import PAGE_SIZE
 from pytest_xenkvm.trace.errors import Malformed
-from pytest_xenkvm.trace.events import Event, Header, Hypercall
+from pytest_xenkvm.trace.events import Event, Header, Hypercall, MemorySlot, VcpuShape, VmShape
 from pytest_xenkvm.trace.importers.model import Given
 
 T = TypeVar("T")
@@ -32,9 +32,28 @@ def check_memory(path: str, given: Given, end: int) -> None:
         raise contradiction(path, f"memory of {given.memory:#x} bytes", shown)
 
 
+def given_shape(path: str, given: Given, events: Iterable[Event]) -> VmShape | None:
+    """Return the VM as it was given beside a recording that shows its vCPUs at most.
+
+    None if nothing was given. Raises `Malformed` if half of it was. The KVM vCPU ids are taken to be the
+    indexes.
+    """
+    if given.memory is None and given.irqchip is None:
+        return None
+    if given.memory is None or given.irqchip is None:
+        missing = "memory" if given.memory is None else "irqchip"
+        what = f"shows nothing of the VM: {missing} is missing, memory and irqchip must be given together"
+        raise Malformed(what, path)
+    vcpus = tuple(VcpuShape(index=index, id=index) for index in range(_vcpus(events)))
+    return VmShape(irqchip=given.irqchip, memory=(MemorySlot(gpa=0, size=given.memory),), vcpus=vcpus)
+
+
+def _vcpus(events: Iterable[Event]) -> int:
+    return max((event.vcpu + 1 for event in events if isinstance(event, Hypercall)), default=0)
+
+
 def check_vcpus(path: str, header: Header, events: Iterable[Event]) -> None:
     """Raise `Malformed` if there are more vCPUs than the host's KVM_MAX_VCPUS, given or recorded."""
-    seen = max((event.vcpu + 1 for event in events if isinstance(event, Hypercall)), default=0)
-    vcpus = max(seen, len(header.vm.vcpus) if header.vm is not None else 0)
+    vcpus = max(_vcpus(events), len(header.vm.vcpus) if header.vm is not None else 0)
     if header.max_vcpus is not None and vcpus > header.max_vcpus:
         raise contradiction(path, f"max_vcpus {header.max_vcpus}", f"{vcpus} vCPUs")

@@ -102,7 +102,8 @@ class Machine:
         if not full:
             notes.append("The recording began after the VM was configured, so it doesn't replay on its own.")
         check_memory(self.path, self.given, max((page + 1 for page in config.pages), default=0) * PAGE_SIZE)
-        vm = self._shape(config, notes) if full else None
+        told = self.given.memory is not None or self.given.irqchip is not None
+        vm = self._shape(config, notes) if full or told else None
         if self.given.cpu_vendor is None:
             self.report.unknown["cpu_vendor (amd assumed)"] += 1
         return Header(

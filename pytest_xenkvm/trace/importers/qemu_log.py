@@ -10,9 +10,11 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
+from attrs import evolve
+
 from pytest_xenkvm.trace.errors import Malformed
 from pytest_xenkvm.trace.events import Event, Header, Hypercall
-from pytest_xenkvm.trace.importers.given import check_vcpus
+from pytest_xenkvm.trace.importers.given import check_vcpus, given_shape
 from pytest_xenkvm.trace.importers.hypercalls import Called, Modes
 from pytest_xenkvm.trace.importers.model import Given, Imported, ImportReport, check_size
 
@@ -81,8 +83,9 @@ def import_qemu_log(lines: Iterable[str], *, path: str, given: Given | None = No
         raise Malformed("no hypercall found, expected lines 'xen_hypercall: cpu N cpl N input N ...'", path)
     report.unknown["arguments 3 to 5 of a hypercall (named in unseen_args)"] = len(events)
     report.count(events)
-    check_vcpus(path, _header(given), events)
-    return Imported(header=_header(given), events=events, report=report)
+    header = evolve(_header(given), vm=given_shape(path, given, events))
+    check_vcpus(path, header, events)
+    return Imported(header=header, events=events, report=report)
 
 
 def _split(line: str) -> tuple[str | None, str, str]:
