@@ -112,7 +112,7 @@ def _print_script(ctx: click.Context, param: click.Parameter, value: bool) -> No
     "--answers",
     type=click.Path(path_type=Path),
     metavar="LOG",
-    help="QEMU's log of the same run: what it answered to forwarded hypercalls, which ftrace doesn't see.",
+    help="QEMU's log of the same run: its answers to forwarded hypercalls, which no other recorder sees.",
 )
 @click.option(
     "--bpftrace-script",
@@ -158,6 +158,8 @@ def import_(  # noqa: PLR0913 - an argument an option
     click.echo(str(imported.report), err=True)
     if header.kernel is None:
         click.echo(f"no --kernel given: replays as {profile_for_release(None).name} unless told", err=True)
+    if answers is None and imported.forwarded:
+        click.echo("--answers LOG, QEMU's log of the same run, names the forwarded hypercalls", err=True)
     click.echo(f"from {source}, wrote {text(str(target), 1000)}: {len(imported.events):,} events", err=True)
 
 

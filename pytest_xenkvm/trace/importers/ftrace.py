@@ -11,7 +11,7 @@ from attrs import Factory, define, evolve
 from pytest_xenkvm.abi.numbers import KVM_EXIT_XEN
 from pytest_xenkvm.trace.events import Event, Header, Hypercall
 from pytest_xenkvm.trace.importers.ftrace_lines import FTRACE
-from pytest_xenkvm.trace.importers.given import check_vcpus, given_shape
+from pytest_xenkvm.trace.importers.given import check_header, given_shape
 from pytest_xenkvm.trace.importers.hypercalls import (
     HypercallMaker,
     Modes,
@@ -101,6 +101,6 @@ def import_ftrace(
         + report.lost_note(),
     )
     events: list[Event] = [*reader.events]
-    check_vcpus(path, header, events)
+    check_header(path, header, events)
     report.count(events)
     return Imported(header=header, events=events, report=report)

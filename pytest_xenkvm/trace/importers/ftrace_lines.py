@@ -19,7 +19,7 @@ FTRACE: Final = Syntax(
         r"(?:\([ \d-]{1,16}\)\s{1,8})?"  # the thread group, if that option is on
         r"\[\d{1,5}\]\s{1,8}"
         r"(?:(?P<flags>[^\s:]{4,8})\s{1,16})?"
-        r"(?P<seconds>\d{1,12})\.(?P<fraction>\d{1,9}):\s"
+        r"(?P<seconds>\d{1,10})\.(?P<fraction>\d{1,9}):\s"
         r"(?P<event>[A-Za-z_]\w{0,63})(?P<fields>[:( ].*)",
         re.ASCII,
     ),

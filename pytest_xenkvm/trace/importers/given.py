@@ -8,7 +8,9 @@ from typing import TypeVar
 from pytest_xenkvm.abi.numbers import PAGE_SIZE
 from pytest_xenkvm.trace.errors import Malformed
 from pytest_xenkvm.trace.events import Event, Header, Hypercall, MemorySlot, VcpuShape, VmShape
+from pytest_xenkvm.trace.header import decode_header, encode_header
 from pytest_xenkvm.trace.importers.model import Given
+from pytest_xenkvm.trace.values import Unfit
 
 T = TypeVar("T")
 
@@ -52,8 +54,12 @@ def _vcpus(events: Iterable[Event]) -> int:
     return max((event.vcpu + 1 for event in events if isinstance(event, Hypercall)), default=0)
 
 
-def check_vcpus(path: str, header: Header, events: Iterable[Event]) -> None:
-    """Raise `Malformed` if there are more vCPUs than the host's KVM_MAX_VCPUS, given or recorded."""
+def check_header(path: str, header: Header, events: Iterable[Event]) -> None:
+    """Raise `Malformed` for a header that no trace can have, and for more vCPUs than KVM_MAX_VCPUS."""
+    try:
+        decode_header(encode_header(header))
+    except Unfit as unfit:
+        raise Malformed(f"shows a VM that can't be: {unfit}; is it damaged, or of two VMs?", path) from None
     vcpus = max(_vcpus(events), len(header.vm.vcpus) if header.vm is not None else 0)
     if header.max_vcpus is not None and vcpus > header.max_vcpus:
         raise contradiction(path, f"max_vcpus {header.max_vcpus}", f"{vcpus} vCPUs")

@@ -16,7 +16,7 @@ from pytest_xenkvm.trace.importers.clock import GuestClock
 from pytest_xenkvm.trace.importers.config import Config
 from pytest_xenkvm.trace.importers.deliveries import Deliveries
 from pytest_xenkvm.trace.importers.ftrace_lines import FTRACE
-from pytest_xenkvm.trace.importers.given import check_vcpus
+from pytest_xenkvm.trace.importers.given import check_header
 from pytest_xenkvm.trace.importers.hypercalls import HypercallMaker, Modes, args_trusted
 from pytest_xenkvm.trace.importers.lines import Syntax, TraceLine, read_lines
 from pytest_xenkvm.trace.importers.machine import Machine
@@ -126,7 +126,7 @@ class _Importer:
         self.ioctls.finish(intercepted=first is not None)
         header = self.machine.header(self.config, full=full)
         events = self.timeline.flatten()
-        check_vcpus(self.machine.path, header, events)
+        check_header(self.machine.path, header, events)
         self.report.count(events)
         return Imported(header=header, events=events, report=self.report)
 

@@ -14,14 +14,14 @@ from attrs import evolve
 
 from pytest_xenkvm.trace.errors import Malformed
 from pytest_xenkvm.trace.events import Event, Header, Hypercall
-from pytest_xenkvm.trace.importers.given import check_vcpus, given_shape
+from pytest_xenkvm.trace.importers.given import check_header, given_shape
 from pytest_xenkvm.trace.importers.hypercalls import Called, Modes
 from pytest_xenkvm.trace.importers.model import Given, Imported, ImportReport, check_size
 
 MARK: Final = "xen_hypercall: cpu "
 """What a line about a hypercall holds."""
 
-_PREFIX: Final = re.compile(r"(?:\d{1,10}@(\d{1,12})\.(\d{1,9}):)?(.*)")
+_PREFIX: Final = re.compile(r"(?:\d{1,10}@(\d{1,10})\.(\d{1,9}):)?(.*)")
 _HEX: Final = r"0x([0-9a-f]{1,16})"
 _CALL: Final = re.compile(
     r"(?:kvm_xen_hypercall )?xen_hypercall: cpu (\d{1,4}) cpl ([0-3]) input (\d{1,20}) "
@@ -84,7 +84,7 @@ def import_qemu_log(lines: Iterable[str], *, path: str, given: Given | None = No
     report.unknown["arguments 3 to 5 of a hypercall (named in unseen_args)"] = len(events)
     report.count(events)
     header = evolve(_header(given), vm=given_shape(path, given, events))
-    check_vcpus(path, header, events)
+    check_header(path, header, events)
     return Imported(header=header, events=events, report=report)
 
 

@@ -19,7 +19,7 @@ from pytest_xenkvm.trace.errors import Malformed
 from pytest_xenkvm.trace.events import Event, Header, Ioctl, MemorySlot, VcpuShape, VmShape
 from pytest_xenkvm.trace.fields import MAX_VCPUS
 from pytest_xenkvm.trace.header import MAX_MEMORY, MAX_SLOTS
-from pytest_xenkvm.trace.importers.given import check_vcpus, settled
+from pytest_xenkvm.trace.importers.given import check_header, settled
 from pytest_xenkvm.trace.importers.model import (
     NAMELESS,
     Forwarded,
@@ -213,6 +213,6 @@ def import_strace(lines: Iterable[str], *, path: str, given: Given | None = None
         unseen=("irq", "mem"),
         notes=" ".join(notes),
     )
-    check_vcpus(path, header, ())
+    check_header(path, header, ())
     report.count(vm.events)
     return Imported(header=header, events=vm.events, report=report, forwarded=tuple(vm.forwarded))

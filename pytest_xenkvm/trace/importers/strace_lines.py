@@ -18,7 +18,7 @@ from pytest_xenkvm.trace.importers.model import ImportReport
 
 _PREFIX: Final = re.compile(
     r"(?:\[pid\s{1,8}(\d{1,7})\]\s{1,8}|(\d{1,7})\s{1,16})?"
-    r"(?:(\d{9,12})\.(\d{6,9})\s|(\d\d):(\d\d):(\d\d)(?:\.(\d{6,9}))?\s|\s{0,16}\d{1,8}\.\d{6,9}\s)?",
+    r"(?:(\d{9,10})\.(\d{6,9})\s|(\d\d):(\d\d):(\d\d)(?:\.(\d{6,9}))?\s|\s{0,16}\d{1,8}\.\d{6,9}\s)?",
     re.ASCII,
 )
 """Thread (-f, in a file or not); seconds (-ttt), time of day (-t, -tt), or since the last call (-r)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import count
 from typing import Final
 
 from attrs import Factory, define
@@ -100,4 +101,7 @@ class Threads:
     def shapes(self) -> tuple[VcpuShape, ...]:
         """Return the VM's vCPUs by index, all up to the highest that was seen."""
         highest = max([*self.ids, *self._pid_by_index], default=-1)
-        return tuple(VcpuShape(index=i, id=self.ids.get(i, i)) for i in range(highest + 1))
+        taken = set(self.ids.values())
+        free = (vcpu_id for vcpu_id in count(highest + 1) if vcpu_id not in taken)
+        assumed = (i if i not in taken else next(free) for i in range(highest + 1))
+        return tuple(VcpuShape(index=i, id=self.ids.get(i, other)) for i, other in enumerate(assumed))

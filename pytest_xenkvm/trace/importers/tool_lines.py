@@ -14,7 +14,7 @@ from pytest_xenkvm.trace.importers.lines import Syntax
 
 _CPU_AND_TIME: Final = (
     r"\[\d{1,5}\]\s{1,8}(?:(?P<flags>[^\s:]{4,8})\s{1,16})?"
-    r"(?P<seconds>\d{1,12})\.(?P<fraction>\d{1,9}):\s{1,32}"
+    r"(?P<seconds>\d{1,10})\.(?P<fraction>\d{1,9}):\s{1,32}"
 )
 _EVENT: Final = r"(?P<event>[A-Za-z_]\w{0,63})(?P<fields>:\s.*)"
 
