@@ -21,6 +21,7 @@ FLOORS: Final = {
     "replay": 4,
     "rules": 5,
     "report": 6,
+    "traceops": 6,
     "cli": 7,
     "plugin": 7,
 }
