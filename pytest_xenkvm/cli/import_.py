@@ -109,7 +109,7 @@ def import_(  # noqa: PLR0913 - an argument an option
 ) -> None:
     """Turn RECORDING (text, or text compressed with gzip) into a trace that can be shown and replayed."""
     target = output or _default_output(recording)
-    check_output(target, [recording], force=force)
+    check_output(target, [recording], force=force, source="recording")
     path = str(recording)
     try:
         importers = all_importers()

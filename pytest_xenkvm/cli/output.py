@@ -19,14 +19,19 @@ T = TypeVar("T")
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-def check_output(target: Path, sources: Iterable[str | Path] = (), *, force: bool) -> None:
-    """Raise UserError if `target` is no name of a trace, is one of the `sources`, or exists without `force`."""
+def check_output(
+    target: Path, sources: Iterable[str | Path] = (), *, force: bool, source: str = "trace"
+) -> None:
+    """Raise UserError if `target` is no name for a trace, is one of the `sources`, or exists without `force`.
+
+    `source` says what the sources are.
+    """
     if not target.name.endswith(_OUTPUTS):
         raise UserError(f"{target}: a trace's name ends in .xkt, .jsonl or .jsonl.gz")
     if not target.exists():
         return
-    if any(Path(source).exists() and target.samefile(source) for source in sources):
-        raise UserError(f"{target}: is what is read; -o names another file")
+    if any(Path(path).exists() and target.samefile(path) for path in sources):
+        raise UserError(f"{target}: is the {source} itself; -o names another file")
     if not force:
         raise UserError(f"{target}: exists already; --force replaces it, -o names another file")
 
@@ -36,7 +41,7 @@ def watched(items: Iterable[T], what: str) -> Iterator[T]:
     shown = sys.stderr.isatty()
     for count, item in enumerate(items, 1):
         if shown and count % _PROGRESS_STEP == 0:
-            sign_of_life(f"{count:,} {what}")
+            click.echo(f"\r{count:,} {what}", nl=False, err=True)
         yield item
     sign_of_life("")
 
