@@ -46,6 +46,7 @@ COMMANDS: Final[dict[str, Lazy]] = {
     "check": Lazy("pytest_xenkvm.cli.check", "check", "Read traces to their ends, and tell what is wrong."),
     "import": Lazy("pytest_xenkvm.cli.import_", "import_", "Turn a recording of a real guest into a trace."),
     "convert": Lazy("pytest_xenkvm.cli.convert", "convert", "Write a trace in the other file format."),
+    "cut": Lazy("pytest_xenkvm.cli.cut", "cut", "Cut a piece out of a trace that still replays."),
     "shrink": Lazy(
         "pytest_xenkvm.cli.shrink",
         "shrink_command",
