@@ -43,21 +43,23 @@ stderr).
 """
 
 
-def _point(ctx: click.Context, param: click.Parameter, value: str | None) -> Point | None:
-    """An event's number, or a time like 4.6s."""
-    del ctx, param
-    if value is None:
-        return None
-    if _INDEX.fullmatch(value):
-        return Point(index=int(value))
+def parse_time(value: str) -> int:
+    """Nanoseconds from `4.6s`, `350ms`, `20us` or `7ns`; raises click.BadParameter."""
     found = _TIME.fullmatch(value)
     if found is None:
-        expected = "expected 1200, or 4.6s, 350ms, 20us, 7ns"
-        message = f"{value!r} is neither the number of an event nor a time: {expected}"
+        message = f"{value!r} is no time: expected a number and a unit, like 4.6s, 350ms, 20us, 7ns"
         raise click.BadParameter(message)
     whole, fraction, unit = found.groups()
     size = _UNITS[unit]
-    return Point(ns=int(whole) * size + int((fraction or "0").ljust(9, "0")) * size // 1_000_000_000)
+    return int(whole) * size + int((fraction or "0").ljust(9, "0")) * size // 1_000_000_000
+
+
+def _point(ctx: click.Context, param: click.Parameter, value: str | None) -> Point | None:
+    """An event's number, or a time."""
+    del ctx, param
+    if value is None:
+        return None
+    return Point(index=int(value)) if _INDEX.fullmatch(value) else Point(ns=parse_time(value))
 
 
 @click.command(epilog=_EPILOG)

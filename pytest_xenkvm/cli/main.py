@@ -47,6 +47,7 @@ COMMANDS: Final[dict[str, Lazy]] = {
     "import": Lazy("pytest_xenkvm.cli.import_", "import_", "Turn a recording of a real guest into a trace."),
     "convert": Lazy("pytest_xenkvm.cli.convert", "convert", "Write a trace in the other file format."),
     "cut": Lazy("pytest_xenkvm.cli.cut", "cut", "Cut a piece out of a trace that still replays."),
+    "merge": Lazy("pytest_xenkvm.cli.merge", "merge_command", "Merge recordings of one VM into one trace."),
     "shrink": Lazy(
         "pytest_xenkvm.cli.shrink",
         "shrink_command",

@@ -124,12 +124,17 @@ class VmSoFar:
         """The VM's clock (ns)."""
         return self.stepper.vm.guest_clock(0)
 
-    def take_interrupts(self) -> Iterator[tuple[int, int]]:
-        """Let each vCPU enter the guest if it takes interrupts then: vCPU and vector of each."""
-        vm = self.stepper.vm
-        for vcpu in range(self.vcpus):
-            while (vector := vm.take_interrupt(vcpu)) is not None:
-                yield vcpu, vector
+    def interrupts(self, vcpu: int) -> list[int]:
+        """Let a vCPU take what its local APIC has requested: the vectors in order.
+
+        None while evtchn_upcall_pending asks for the VM-wide vector, which would come again and again.
+        """
+        taken: list[int] = []
+        while (vector := self.stepper.vm.take_interrupt(vcpu)) is not None:
+            if vector in taken:
+                return []
+            taken.append(vector)
+        return taken
 
     def timers(self) -> dict[int, dict[str, int]]:
         """The timer attribute of each vCPU that has a port; a timer that has fired is delivered by this."""
@@ -163,23 +168,35 @@ class VmSoFar:
 def state_events(whole: VmSoFar, kept: VmSoFar) -> Iterator[Event]:
     """The events that give the VM `kept` the state of `whole`; both are of no use afterwards."""
     ts = whole.clock
-    for vcpu, vector in kept.take_interrupts():
-        yield VcpuRun(vcpu=vcpu, ts=ts, inferred=True)
-        yield Irq(vcpu=vcpu, vector=vector, ts=ts, inferred=True)
     running, to_replace = whole.timers(), kept.timers()
+    yield from _stores(whole, kept, ts)
+    for vcpu in range(kept.vcpus):
+        vectors = kept.interrupts(vcpu)
+        if vectors:
+            yield VcpuRun(vcpu=vcpu, ts=ts, inferred=True)
+        yield from (Irq(vcpu=vcpu, vector=vector, ts=ts, inferred=True) for vector in vectors)
+    yield from _counts(whole, kept, ts)
+    for vcpu, timer in running.items():
+        if timer != to_replace.get(vcpu):
+            arg = {"type": int(VcpuAttr.TIMER), "timer": timer}
+            yield Ioctl(name="KVM_XEN_VCPU_SET_ATTR", vcpu=vcpu, arg=arg, ret=0, ts=ts, inferred=True)
+
+
+def _stores(whole: VmSoFar, kept: VmSoFar, ts: int) -> Iterator[Mem]:
+    """What is in the memory of `whole`; it is then in that of `kept`, too."""
     for number in sorted(whole.watched_pages() | kept.watched_pages()):
         for offset, data in _differing(whole.page(number), kept.page(number)):
-            yield Mem(op="write", gpa=number * PAGE_SIZE + offset, data=data, ts=ts, inferred=True)
+            store = Mem(op="write", gpa=number * PAGE_SIZE + offset, data=data, ts=ts, inferred=True)
+            yield kept.stepper.mem(store)
+
+
+def _counts(whole: VmSoFar, kept: VmSoFar, ts: int) -> Iterator[Event]:
     counts = whole.drained_eventfds()
     for symbol, count in kept.drained_eventfds().items():
         if count:
             yield EventfdRead(fd=symbol, value=count, ts=ts, inferred=True)
         if counts[symbol]:
             yield EventfdWrite(fd=symbol, value=counts[symbol], ts=ts, inferred=True)
-    for vcpu, timer in running.items():
-        if timer != to_replace.get(vcpu):
-            arg = {"type": int(VcpuAttr.TIMER), "timer": timer}
-            yield Ioctl(name="KVM_XEN_VCPU_SET_ATTR", vcpu=vcpu, arg=arg, ret=0, ts=ts, inferred=True)
 
 
 def _differing(wanted: bytes, found: bytes) -> Iterator[tuple[int, bytes]]:
