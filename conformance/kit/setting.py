@@ -5,6 +5,8 @@ from __future__ import annotations
 from enum import Enum
 from typing import Final
 
+import pytest
+
 from pytest_xenkvm.abi.numbers import PAGE_SIZE
 
 MEMORY: Final = 4 << 20
@@ -52,4 +54,7 @@ class Mode(Enum):
         return self is not Mode.PROTECTED
 
 
-MODES: Final = tuple(Mode)
+MODES: Final = tuple(pytest.param(mode, id=mode.value) for mode in Mode)
+"""Each of them, as parameters of a probe."""
+MODES_32: Final = tuple(param for param in MODES if not param.values[0].longmode)
+"""Those in which hypercalls are made by the 32-bit ABI."""

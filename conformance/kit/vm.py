@@ -283,6 +283,17 @@ class ProbeVm:
         place = self.shared_info + EVTCHN_PENDING + port // 8
         self.until(lambda: self.read(place, 1)[0] >> port % 8 & 1 == 1, f"port {port} becomes pending")
 
+    def clock(self) -> int:
+        """The guest's Xen clock (ns)."""
+        return self._stepper.vm.guest_clock(0)
+
+    def set_clock(self, ns: int) -> None:
+        """KVM_SET_CLOCK, which traces don't hold."""
+        __tracebackhide__ = True
+        ret = self._stepper.vm.ioctl(ioctls.KVM_SET_CLOCK, bytearray(ioctls.CLOCK_DATA.pack(ns, 0, 0, 0)))
+        if ret:
+            self.fail(f"KVM_SET_CLOCK({ns} ns) to return 0", result(ret))
+
     # ---- for vCPUs
 
     def do_hypercall(self, event: events.Hypercall, answer: int) -> events.Hypercall:
