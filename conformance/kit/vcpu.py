@@ -216,6 +216,11 @@ class ProbeVcpu:
             args = (timeout & U32_MAX, timeout >> 32 & U32_MAX)
         self.call(Hypercall.set_timer_op, *args, answers=answers, mode=mode, **how)
 
+    def yield_(self, *, answers: Answer = 0, **how: Any) -> None:
+        """SCHEDOP_yield."""
+        __tracebackhide__ = True
+        self.call(Hypercall.sched_op, SchedOp.yield_, answers=answers, **how)
+
     def evtchn_send(self, port: int, *, at: int = ARGUMENT, answers: Answer = 0, **how: Any) -> None:
         """EVTCHNOP_send with its argument at guest address `at`."""
         __tracebackhide__ = True
