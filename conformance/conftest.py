@@ -60,6 +60,15 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
             pytest.fail(words, pytrace=False)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Leave nothing of a probe's VMs on the host: what other VMs do shows in some demands."""
+    builder = item.stash.get(_BUILDER, None)
+    if builder is not None:
+        builder.close()
+        del item.stash[_BUILDER]
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]

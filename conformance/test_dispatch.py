@@ -7,7 +7,7 @@ import pytest
 from pytest_xenkvm.abi.numbers import U32_MAX, U64_MAX, Hypercall, HvmAttr, SchedOp, XenHvmFlag, XenVer
 
 from .kit.demands import FORWARDED
-from .kit.hosts import Builder
+from .kit.hosts import SWITCHED_OFF_AFTER, Builder
 from .kit.setting import ARGUMENT, MODES, MODES_32, Mode
 
 pytestmark = pytest.mark.source("kvm_xen_hypercall, kvm_xen_hypercall_complete_userspace, kvm_emulate_hypercall")
@@ -75,7 +75,6 @@ NOT_INTERCEPTING = {
     "no config": None,
     "no flag": (0, 0x4000_0000),
     "only EVTCHN_SEND": (int(XenHvmFlag.EVTCHN_SEND), 0x4000_0000),
-    "no MSR": (int(XenHvmFlag.INTERCEPT_HCALL), 0),
     "nothing": (0, 0),
 }
 
@@ -95,6 +94,23 @@ def test_without_intercept(new_vm: Builder, how: str, mode: Mode) -> None:
         vm.vcpus[0].call(number, 0, ARGUMENT, answers=KVM_EPERM, mode=mode, cpl=3)
     vm.vcpus[0].call(1, answers=0, mode=mode)
     vm.vcpus[0].call(1, answers=KVM_EPERM, mode=mode, cpl=1)
+
+
+def test_intercept_without_msr(new_vm: Builder) -> None:
+    """INTERCEPT_HCALL without an MSR intercepts nothing."""
+    vm = new_vm.alone()
+    vm.config(msr=0)
+    vm.vcpus[0].call(Hypercall.hvm_op, answers=KVM_ENOSYS)
+
+
+def test_msr_given_up(new_vm: Builder) -> None:
+    """A VM that gives up its MSR but not INTERCEPT_HCALL goes on to intercept, for a second at the most."""
+    vm = new_vm.alone()
+    vm.config()
+    vm.config(msr=0)
+    vm.vcpus[0].call(Hypercall.hvm_op, answers=FORWARDED)
+    vm.wait(SWITCHED_OFF_AFTER)
+    vm.vcpus[0].call(Hypercall.hvm_op, answers=KVM_ENOSYS)
 
 
 # ---- xen_version

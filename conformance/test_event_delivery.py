@@ -217,7 +217,7 @@ def test_deferred_masked(new_vm: Builder) -> None:
 
 def test_deferred_needs_the_msr(new_vm: Builder) -> None:
     """Kept selector bits are announced only in a VM with a hypercall MSR, whether or not it intercepts."""
-    vm = new_vm()
+    vm = new_vm.alone()
     vcpu = vm.vcpus[0]
     vm.set(HvmAttr.SHARED_INFO, SHARED_INFO // PAGE_SIZE)
     vm.send(5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from attrs import define, field
 
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
     from pytest_xenkvm.plugin.own_tests import XenHost
     from pytest_xenkvm.rules.model import Verdict
+
+
+SWITCHED_OFF_AFTER: Final = 1200 * MS
+"""What it takes at the most until the kernel's switch for Xen VMs goes off (`static_branch_slow_dec_deferred`)."""
 
 
 @define(eq=False, repr=False)
@@ -74,6 +78,17 @@ class Builder:
             vcpu.place_vcpu_info()
         return vm
 
+    def alone(self, **shape: object) -> ProbeVm:
+        """A VM as KVM_CREATE_VM makes it, on a host where no other VM keeps KVM's Xen code switched on.
+
+        That switch (`kvm_xen_enabled`) is the host's, and goes off a second after the last VM with a
+        hypercall MSR: what is demanded of a VM without one shows only then.
+        """
+        self.close()
+        vm = self(**shape)  # type: ignore[arg-type]
+        vm.wait(SWITCHED_OFF_AFTER)
+        return vm
+
     def timers(self, **shape: object) -> ProbeVm:
         """A VM as `ready`'s, whose vCPU i has Xen ID 10 + i and timer port 20 + i."""
         vm = self.ready(**shape)  # type: ignore[arg-type]
@@ -81,6 +96,11 @@ class Builder:
             vcpu.set(VcpuAttr.VCPU_ID, 10 + vcpu.index)
             vcpu.set_timer(20 + vcpu.index)
         return vm
+
+    def close(self) -> None:
+        """Let the host forget the VMs, if it has more than memory of them."""
+        for vm in self.vms:
+            vm.close()
 
     def verdicts(self) -> tuple[Verdict, ...]:
         """What the rules that the probe names say of it."""

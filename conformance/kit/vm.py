@@ -294,6 +294,12 @@ class ProbeVm:
         if ret:
             self.fail(f"KVM_SET_CLOCK({ns} ns) to return 0", result(ret))
 
+    def close(self) -> None:
+        """Let the host forget the VM; nothing can be done to it any more."""
+        closing = getattr(self._stepper.vm, "close", None)
+        if closing is not None:
+            closing()
+
     # ---- for vCPUs
 
     def do_hypercall(self, event: events.Hypercall, answer: int) -> events.Hypercall:
