@@ -94,6 +94,7 @@ class TraceFile(pytest.Collector):
             rules=rules,
             profile=said.profile,
             engine=said.engine,
+            host=said.host,
             nodeid=self.nodeid,
         )
         expansion = Replay.from_parent(self, name=self.name, path=self.path, nodeid=self.nodeid)

@@ -57,6 +57,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="kernel to replay on, such as linux-7.3; auto (the default): the one that recorded the trace",
     )
     group.addoption(
+        "--xenkvm-host",
+        metavar="NAME",
+        help="what plays the kernel: emulated (the default), or kvm, the running kernel's own /dev/kvm",
+    )
+    group.addoption(
         "--xenkvm-engine",
         metavar="NAME",
         help="what plays the guest: model (the default), registers alone; unicorn, code on an emulated CPU",
@@ -80,6 +85,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     reporting.add_options(group)
     parser.addini("xenkvm_traces", "traces to replay, one a line, as for --xenkvm-trace", "linelist")
     parser.addini("xenkvm_profile", "as --xenkvm-profile", default="auto")
+    parser.addini("xenkvm_host", "as --xenkvm-host", default="emulated")
     parser.addini("xenkvm_engine", "as --xenkvm-engine", default="model")
     parser.addini("xenkvm_rules", "as --xenkvm-rules", default="")
     parser.addini("xenkvm_vmm", "as --xenkvm-vmm", default="")
@@ -116,11 +122,13 @@ def _is_used(config: pytest.Config) -> bool:
     return bool(
         option.xenkvm_trace
         or option.xenkvm_profile
+        or option.xenkvm_host
         or option.xenkvm_engine
         or option.xenkvm_rules
         or option.xenkvm_vmm
         or config.getini("xenkvm_traces")
         or config.getini("xenkvm_profile") != "auto"
+        or config.getini("xenkvm_host") != "emulated"
         or config.getini("xenkvm_engine") != "model"
         or config.getini("xenkvm_rules")
         or config.getini("xenkvm_vmm")

@@ -55,7 +55,7 @@ class TraceItem(pytest.Function):
     def describe(self) -> None:
         """Add markers and properties."""
         self.trace_id = f"{self.replays.nodeid}{self.parameters}"
-        self.user_properties += [("xenkvm_trace", self.trace_id), ("xenkvm_engine", self.replays.engine)]
+        self.user_properties += [("xenkvm_trace", self.trace_id), ("xenkvm_engine", self.replays.played_by)]
 
     @property
     def parameters(self) -> str:

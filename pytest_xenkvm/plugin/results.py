@@ -56,7 +56,7 @@ def part_of_item(item: TraceItem, call: pytest.CallInfo[None]) -> str:
     trace = item.replays.trace
     replay = _replay(item.replays.nodeid, item.parameters, errors) | {
         "path": spelling(trace.path, item.config.rootpath),
-        "engine": item.replays.engine,
+        "engine": item.replays.played_by,
         "header": header_json(trace.header),
     }
     rules = []
@@ -88,7 +88,7 @@ def part_of_unreadable(collector: TraceFile, report: pytest.CollectReport) -> st
     config = collector.config
     replay = _replay(collector.nodeid, "", [_sentence(str(report.longrepr))])
     path = spelling(collector.trace_path, config.rootpath)
-    return _part(replay | {"path": path, "engine": settings(config).engine})
+    return _part(replay | {"path": path, "engine": settings(config).played_by})
 
 
 def part_of_crash(config: pytest.Config, report: pytest.TestReport) -> str:
@@ -99,7 +99,7 @@ def part_of_crash(config: pytest.Config, report: pytest.TestReport) -> str:
     bracket = name.find("[")
     parameters = name[bracket:] if bracket >= 0 else ""
     replay = _replay(trace, parameters, [f"the process that ran {name} crashed"])
-    return _part(replay | {"engine": settings(config).engine})
+    return _part(replay | {"engine": settings(config).played_by})
 
 
 def _part(replay: JsonObject, rules: Sequence[JsonObject] = ()) -> str:
