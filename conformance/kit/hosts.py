@@ -37,12 +37,12 @@ class Builder:
     @property
     def profile(self) -> Profile:
         """The kernel whose answers are expected where kernels differ and no rule decides."""
-        return self.xen_host.host.profile
+        return self.xen_host.profile
 
     @property
     def cpu_vendor(self) -> str:
         """The host CPU's: "amd" or "intel"."""
-        return getattr(self.xen_host, "cpu_vendor", "amd")
+        return self.xen_host.cpu_vendor
 
     def __call__(self, *, vcpus: int = 1, irqchip: str = "full", ids: tuple[int, ...] = ()) -> ProbeVm:
         """A VM as KVM_CREATE_VM makes it, with vCPUs whose KVM ids are `ids` or count from 0."""
