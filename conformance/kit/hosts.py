@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pytest_xenkvm.plugin.own_tests import XenHost
     from pytest_xenkvm.rules.model import Verdict
 
+    from .scenarios import Replayed
+
 
 SWITCHED_OFF_AFTER: Final = 1200 * MS
 """What it takes at the most until the kernel's switch for Xen VMs goes off (`static_branch_slow_dec_deferred`)."""
@@ -32,6 +34,8 @@ class Builder:
     probe: Probe
     xen_host: XenHost
     vms: list[ProbeVm] = field(factory=list, init=False)
+    replayed: list[Replayed] = field(factory=list, init=False)
+    """Scenarios that were done again."""
     _verdicts: tuple[Verdict, ...] | None = field(default=None, init=False)
 
     @property

@@ -27,8 +27,9 @@ def probe_part(builder: Builder, item: pytest.Item, call: pytest.CallInfo[None])
         "profile": builder.profile.name,
         "engine": builder.xen_host.host.name,
         "header": header_json(builder.vms[0].header) if builder.vms else None,
-        "events": len(told),
-        "hypercalls": sum(isinstance(event, Hypercall) for event in told),
+        "events": len(told) + sum(scenario.events for scenario in builder.replayed),
+        "hypercalls": sum(isinstance(event, Hypercall) for event in told)
+        + sum(scenario.hypercalls for scenario in builder.replayed),
         "unjudged": 0,
         "inferred": 0,
         "divergences_total": len(unmet),
