@@ -86,15 +86,16 @@ class GuestImage:
         slots: Sequence[Slot],
         code: Iterable[tuple[int, bytes]],
         *,
-        physical: int,
+        physical: int | None = None,
         highest: int = _FOUR_GIB - _LARGE_PAGE,
     ) -> GuestImage:
         """A guest for a VM with those memory slots, whose code are those bytes at those offsets.
 
-        The window is the first 2 MiB from `highest` down where no slot lies.
+        The window is the first 2 MiB from `highest` down where no slot lies; `physical` None: there.
         """
-        image = cls(mmap(-1, IMAGE_SIZE), physical, _free_window(slots, highest))
-        for offset, data in (*_tables(physical, image.window), *code):
+        window = _free_window(slots, highest)
+        image = cls(mmap(-1, IMAGE_SIZE), window if physical is None else physical, window)
+        for offset, data in (*_tables(image.physical, window), *code):
             image.memory[offset : offset + len(data)] = data
         return image
 
@@ -133,6 +134,14 @@ class GuestImage:
         offset = linear - self.window - size
         self.memory[offset : offset + size] = value.to_bytes(size, "little")
         return linear - size
+
+    def clean_pointers(self) -> None:
+        """Store the page-directory pointers of 32-bit mode anew.
+
+        QEMU's TCG (7.2, as AMD-V's CPU) marks them as accessed, and KVM then refuses to load them.
+        """
+        data = _pointers_32(self.physical)
+        self.memory[_POINTERS_32 : _POINTERS_32 + len(data)] = data
 
     def state(self, mode: Mode, cpl: int) -> CpuState:
         """The CPU state in which the guest runs code of that mode and privilege level."""
@@ -205,9 +214,14 @@ def _page_tables(physical: int, window: int) -> list[tuple[int, bytes]]:
         (_DIRECTORIES, _identity_map()),
         (_DIRECTORIES + window // _LARGE_PAGE * 8, own),
         (_POINTERS_64, b"".join((table | _ENTRY).to_bytes(8, "little") for table in directories)),
-        (_POINTERS_32, b"".join((table | paging.PRESENT).to_bytes(8, "little") for table in directories)),
+        (_POINTERS_32, _pointers_32(physical)),
         (_TOP_TABLE, (physical + _POINTERS_64 | _ENTRY).to_bytes(8, "little")),
     ]
+
+
+def _pointers_32(physical: int) -> bytes:
+    tables = (physical + _DIRECTORIES + 0x1000 * index for index in range(4))
+    return b"".join((table | paging.PRESENT).to_bytes(8, "little") for table in tables)
 
 
 @cache

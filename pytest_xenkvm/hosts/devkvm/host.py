@@ -13,6 +13,7 @@ from attrs import field, frozen
 from pytest_xenkvm.abi import ioctls, kvm
 from pytest_xenkvm.abi.numbers import KVM_CAP_MAX_VCPUS, KVM_CAP_XEN_HVM, RUN_DELAY_HVM_FLAGS
 from pytest_xenkvm.core.profile import HostLimits
+from pytest_xenkvm.hosts.devkvm.creation import VmCreator
 from pytest_xenkvm.hosts.devkvm.kernel import Kernel, LinuxKernel
 from pytest_xenkvm.hosts.devkvm.vm import DevKvmVm
 from pytest_xenkvm.hosts.protocol import HostError
@@ -67,7 +68,7 @@ class DevKvmHost:
                 f"{_VENDORS[self.cpu_vendor]}: hypercalls are made with another instruction there, "
                 "replay it on the emulated host"
             )
-        return DevKvmVm.create(self._kernel, self._device, shape)
+        return VmCreator(self._kernel, self._device, self.cpu_vendor).create(shape)
 
 
 _VENDORS: Final = {"amd": "AMD", "intel": "Intel"}

@@ -39,9 +39,11 @@ class LinuxKernel:
     def ioctl(self, fd: int, request: int, argument: int | bytearray | bytes = 0) -> int:
         """The result, or -errno; an outgoing structure is stored into a bytearray."""
         try:
-            if isinstance(argument, bytearray):
-                return fcntl.ioctl(fd, request, argument, True)  # noqa: FBT003 - has no name for it
-            return fcntl.ioctl(fd, request, argument)  # type: ignore[return-value] # 0 for bytes below
+            if isinstance(argument, bytes):
+                argument = bytearray(argument)  # of any size
+            if isinstance(argument, int):
+                argument = ctypes.c_int(argument).value  # what Python can pass; KVM's numbers are smaller
+            return fcntl.ioctl(fd, request, argument)
         except OSError as error:
             return -(error.errno or 0)
 
