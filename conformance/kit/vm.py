@@ -74,6 +74,7 @@ class ProbeVm:
     shared_info: int = field(default=SHARED_INFO, init=False)
     upcall_vector: int = field(default=0, init=False)
     _stepper: Stepper = field(init=False)
+    """Does events on the host's VM, which lives as long as this and `migrator` hold it."""
     _next_fd: int = field(default=1, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -295,10 +296,8 @@ class ProbeVm:
             self.fail(f"KVM_SET_CLOCK({ns} ns) to return 0", result(ret))
 
     def close(self) -> None:
-        """Let the host forget the VM; nothing can be done to it any more."""
-        closing = getattr(self._stepper.vm, "close", None)
-        if closing is not None:
-            closing()
+        """Let go of the VM, which the host then forgets; nothing can be done to it any more."""
+        del self._stepper, self.migrator
 
     # ---- for vCPUs
 
