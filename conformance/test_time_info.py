@@ -13,7 +13,9 @@ from .kit.hosts import Builder
 from .kit.setting import LAST_PAGE, MEMORY, MS, NOWHERE, SHARED_INFO, TIME_INFO, VCPU_INFO
 from .kit.vm import DEFAULT_FLAGS, ProbeVm
 
-pytestmark = pytest.mark.source("kvm_xen_vcpu_set_attr(VCPU_TIME_INFO), kvm_guest_time_update; Xen's public/xen.h")
+pytestmark = pytest.mark.source(
+    "kvm_xen_vcpu_set_attr(VCPU_TIME_INFO), kvm_guest_time_update; Xen's public/xen.h"
+)
 
 SIZE = 32
 FLAGS = 29
@@ -31,7 +33,9 @@ def test_off_at_first(new_vm: Builder) -> None:
     new_vm().vcpus[0].get(VcpuAttr.VCPU_TIME_INFO, INVALID_GPA)
 
 
-@pytest.mark.parametrize("gpa", [TIME_INFO, TIME_INFO + 1, TIME_INFO + PAGE_SIZE - SIZE, LAST_PAGE, 0], ids=hex)
+@pytest.mark.parametrize(
+    "gpa", [TIME_INFO, TIME_INFO + 1, TIME_INFO + PAGE_SIZE - SIZE, LAST_PAGE, 0], ids=hex
+)
 def test_written_at_the_next_entry(new_vm: Builder, gpa: int) -> None:
     """The structure is written at the vCPU's next entry, at any address whose 32 bytes lie in a page."""
     vm = new_vm.ready()

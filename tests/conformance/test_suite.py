@@ -1,4 +1,4 @@
-"""The conformance suite judges the emulated kernels: who fails what, in which words, and what reports tell."""
+"""The conformance suite on the emulated kernels: who fails what, in which words, what reports tell."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ import pytest
 
 from pytest_xenkvm.core.profile import PROFILES
 from pytest_xenkvm.rules.bundled import BUNDLED
-from pytest_xenkvm.rules.model import Judged
+from pytest_xenkvm.rules.model import Judged, Rule
 
 ROOT: Final = Path(__file__).parents[2]
 SUITE: Final = ROOT / "conformance"
+
+ID_SOURCE: Final = (
+    "kvm_xen_init_vcpu, kvm_xen_vcpu_set_attr, kvm_xen_hcall_vcpu_op (commit c10bd49bdcc9, Linux 7.3)"
+)
 
 VIOLATED: Final = {
     "linux-7.3": set[str](),
@@ -39,7 +43,7 @@ def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_exactly_the_probes_of_the_new_ids_fail(profile: str, tmp_path: Path) -> None:
-    """Probes fail on no kernel but for the Xen IDs of kernels up to 7.2, and their rules are the violated ones."""
+    """Probes fail for nothing but the Xen IDs of kernels up to 7.2, whose rules are the violated ones."""
     report = tmp_path / "report.json"
     done = run(str(SUITE), f"--xenkvm-profile={profile}", f"--xenkvm-report={report}", "--tb=no", "-rfE")
     failed = set(re.findall(r"^(?:FAILED|ERROR) conformance/(\w+)\.py::(\w+)", done.stdout, re.MULTILINE))
@@ -56,13 +60,17 @@ def test_exactly_the_probes_of_the_new_ids_fail(profile: str, tmp_path: Path) ->
     assert results["summary"]["errors"] == 0
     for replay in results["replays"]:
         if replay["divergences_total"]:
-            assert replay["trace"].startswith(("conformance/test_vcpu_id.py", "conformance/test_migration.py"))
+            assert replay["trace"].startswith(
+                ("conformance/test_vcpu_id.py", "conformance/test_migration.py")
+            )
 
 
-@pytest.mark.parametrize("rule", [rule for rule in BUNDLED if rule.judges is Judged.HOST], ids=lambda rule: rule.id)
-def test_every_rule_about_hosts_has_a_probe(rule: object, collected: dict[str, set[str]]) -> None:
-    """Each host rule is named by a probe, which `-k` and `-m` find by the rule's id."""
-    assert collected[rule.id]  # type: ignore[attr-defined]
+@pytest.mark.parametrize(
+    "rule", [rule for rule in BUNDLED if rule.judges is Judged.HOST], ids=lambda rule: rule.id
+)
+def test_every_rule_about_hosts_has_a_probe(rule: Rule, collected: dict[str, set[str]]) -> None:
+    """Each rule about hosts is named by a probe."""
+    assert collected[rule.id]
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +79,9 @@ def collected() -> dict[str, set[str]]:
     found: dict[str, set[str]] = {rule.id: set() for rule in BUNDLED}
     for path in SUITE.glob("test_*.py"):
         text = path.read_text(encoding="utf-8")
-        for rule in found:
+        for rule, files in found.items():
             if f'"{rule}"' in text:
-                found[rule].add(path.name)
+                files.add(path.name)
     return found
 
 
@@ -82,13 +90,15 @@ def test_probes_are_found_by_their_rule() -> None:
     rule = "vcpu-id-bounds.sentinel-is-no-id"
     by_keyword = run(str(SUITE), "--collect-only", "-k", rule).stdout.splitlines()[0]
     by_mark = run(str(SUITE), "--collect-only", "-m", f'xenkvm(rule="{rule}")').stdout.splitlines()[0]
-    assert by_keyword == by_mark == (
-        "conformance/test_vcpu_id_bounds.py::test_bound_keeps_ids_and_sentinel_apart"
+    assert (
+        by_keyword
+        == by_mark
+        == ("conformance/test_vcpu_id_bounds.py::test_bound_keeps_ids_and_sentinel_apart")
     )
 
 
 def test_a_failing_probe_says_all_in_words(tmp_path: Path) -> None:
-    """It tells the demand, what was expected, what the host did, the source, the rule and what came before."""
+    """It tells the demand, what was expected, what the host did, the source, the rule and what was before."""
     name = "pytest_xenkvm.conformance.test_vcpu_id"
     done = run("--pyargs", name, "-k", "another_vcpus_id", "--xenkvm-profile=linux-6.12", cwd=tmp_path)
     assert done.returncode == 1
@@ -97,8 +107,7 @@ def test_a_failing_probe_says_all_in_words(tmp_path: Path) -> None:
         "Failed: demanded: Setting one vCPU's Xen ID leaves the others unset.",
         "expected: 0, vcpu_id=0xffffffff",
         "the host: KVM_XEN_VCPU_GET_ATTR(VCPU_ID) = 0, vcpu_id=0",
-        "source:   kvm_xen_init_vcpu, kvm_xen_vcpu_set_attr, kvm_xen_hcall_vcpu_op"
-        " (commit c10bd49bdcc9, Linux 7.3)",
+        f"source:   {ID_SOURCE}",
         "rule:     vcpu-id.new-is-unset",
         "before:",
         "VM      KVM_CHECK_EXTENSION(KVM_CAP_MAX_VCPUS) = 4096",
