@@ -15,7 +15,7 @@ from typing import Final
 import pytest
 
 from pytest_xenkvm.plugin.collect import TraceFile
-from pytest_xenkvm.plugin.items import ReplayItem, RuleItem, TraceItem
+from pytest_xenkvm.plugin.items import TraceItem
 from pytest_xenkvm.plugin.session import settings, spelling
 from pytest_xenkvm.report.json_result import (
     counts_json,
@@ -63,10 +63,9 @@ def part_of_item(item: TraceItem, call: pytest.CallInfo[None]) -> str:
     if result is not None:
         replay |= {"profile": result.profile, "vmm": result.vmm, **counts_json(result)}
     if result is not None and call.when == "call":
-        if isinstance(item, RuleItem):
-            rules = [rule_json(item.rule)]
-            replay["verdicts"] = [verdict_json(item.verdict(result))]
-        elif isinstance(item, ReplayItem) and result.vmm is None:
+        rules = [rule_json(rule) for rule in item.rules]
+        replay["verdicts"] = [verdict_json(verdict) for verdict in item.judged(result)]
+        if item.compares and result.vmm is None:
             replay |= divergences_json(result)
         timeline = item.replays.take_timeline(item.parameters)
         if timeline is not None:

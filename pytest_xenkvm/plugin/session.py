@@ -31,6 +31,11 @@ if TYPE_CHECKING:  # the importers are loaded when one is used
     from pytest_xenkvm.trace.importers import NamedImporter
 
 
+PER_RULE: Final = "rule"
+PER_TRACE: Final = "trace"
+"""What there is an item for."""
+
+
 @frozen(kw_only=True)
 class TraceElsewhere:
     """A trace outside rootdir, or one whose name can't be said as a pytest argument."""
@@ -52,6 +57,7 @@ class Settings:
     vmm: str
     make_vmm: Maker | None
     strict: bool
+    items: str
     elsewhere: tuple[TraceElsewhere, ...] = ()
     by_option: tuple[Path, ...] = ()
     """Traces inside rootdir that options or ini file name."""
@@ -93,6 +99,7 @@ def resolve(config: pytest.Config) -> None:
         choice = host_choice(config, config.hook)
         choice.check()
         choice.expected_profile(Header())
+        _check_items(said.items)
         if said.rules:
             select_rules(all_rules(hooked_rules(config, config.hook)), said.rules)
         config.stash[_SETTINGS] = _with_traces(config, said)
@@ -161,7 +168,13 @@ def _said(config: pytest.Config) -> Settings:
         vmm=vmm,
         make_vmm=_maker(config, vmm) if vmm else None,
         strict=option.xenkvm_strict,
+        items=option.xenkvm_items or config.getini("xenkvm_items"),
     )
+
+
+def _check_items(name: str) -> None:
+    if name not in {PER_RULE, PER_TRACE}:
+        raise pytest.UsageError(f"--xenkvm-items: {name!r} is neither {PER_RULE} nor {PER_TRACE}")
 
 
 def _maker(config: pytest.Config, spec: str) -> Maker:
@@ -209,6 +222,7 @@ def given_options(config: pytest.Config) -> list[str]:
         "--xenkvm-engine": option.xenkvm_engine,
         "--xenkvm-rules": option.xenkvm_rules,
         "--xenkvm-vmm": option.xenkvm_vmm,
+        "--xenkvm-items": option.xenkvm_items,
     }
     strict = ["--xenkvm-strict"] if option.xenkvm_strict else []
     return [*(f"{name}={value}" for name, value in named.items() if value), *strict]

@@ -12,7 +12,7 @@ from typing import Final
 from attrs import define, field
 
 from pytest_xenkvm.abi import ioctls
-from pytest_xenkvm.abi.numbers import U32_MAX, U64_MAX
+from pytest_xenkvm.abi.numbers import U32_MAX, U64_MAX, HvmAttr
 from pytest_xenkvm.core.memory import GuestMemory
 from pytest_xenkvm.hosts.devkvm import guest_code
 from pytest_xenkvm.hosts.devkvm.bounded import at_most
@@ -50,8 +50,13 @@ class DevKvmVm:
 
     def ioctl(self, request: int, argument: int | bytearray, *, vcpu: int | None = None) -> int:
         result = self.kernel.ioctl(self.fd if vcpu is None else self.vcpus[vcpu].fd, request, argument)
-        if request == ioctls.KVM_XEN_HVM_CONFIG and result == 0 and isinstance(argument, bytearray):
-            self._switch.configured(ioctls.HVM_CONFIG.unpack_from(argument)[1])
+        if result == 0 and isinstance(argument, bytearray):
+            if request == ioctls.KVM_XEN_HVM_CONFIG:
+                flags, msr, *_blobs = ioctls.HVM_CONFIG.unpack_from(argument)
+                self._switch.configured(msr)
+                self._switch.listens |= flags != 0
+            elif request == ioctls.KVM_XEN_HVM_SET_ATTR:
+                self._switch.listens |= argument[0] == HvmAttr.UPCALL_VECTOR
         return result
 
     def read_memory(self, gpa: int, size: int) -> bytes | None:
