@@ -133,7 +133,7 @@ class _Attendance:
             raise LabError(str(self._outcome["error"]))
         status = self._outcome.get("status")
         if not isinstance(status, int):
-            raise GuestDied("the guest ended before it had run the command", self._last_lines())
+            raise GuestDied("the guest ended before its command did", self._last_lines())
         return status
 
     def _guarded(self, work: Callable[..., None], arguments: tuple[object, ...]) -> None:
