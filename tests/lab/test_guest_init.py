@@ -48,7 +48,7 @@ def run(*command: str, folder: Path = Path("/")) -> tuple[int, bytes, bytes]:
 
 
 def test_output_and_status(tmp_path: Path) -> None:
-    """stdout and stderr come apart, the status is kept, and the command has its folder and variables."""
+    """Output and errors come apart, the status is kept, and the command has its folder and variables."""
     script = "pwd; echo $NAME; echo wrong >&2; cat; exit 7"
     assert run("sh", "-c", script, folder=tmp_path) == (7, f"{tmp_path}\nvalue\n".encode(), b"wrong\n")
 
