@@ -153,7 +153,7 @@ class _Attendance:
             line = buffered.readline(_MAX_OUTCOME)
             if not line.endswith(b"\n"):
                 return
-            outcome = json.loads(line)
+            outcome = dict(json.loads(line))
             if self.output.out is not None and "status" in outcome:
                 try:
                     extract(buffered, self.output.out)

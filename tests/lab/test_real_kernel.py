@@ -167,7 +167,7 @@ def descendants(pid: int) -> set[int]:
 def test_no_qemu_is_left_behind(tmp_path: Path, number: signal.Signals, code: int) -> None:
     """However the command ends, by Ctrl-C or killed, its QEMU ends with it."""
     needed(KERNEL)
-    command = lab("--", "sh", "-c", "echo up; sleep 1000")
+    command = lab("--", "python", "-c", "import time; print('up', flush=True); time.sleep(1000)")
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         assert process.stdout.readline() == "up\n"
