@@ -36,8 +36,8 @@ Examples:
   xenkvm stat @linux-boot                     hypercalls, vCPUs, timers, ioctls; how often, and when
   xenkvm stat boot.xkt --json | jq .vcpus     for programs
 
-On a terminal each hypercall has a picture of when it was made: from the first event to the last, as high as it
-was frequent then, each on a scale of its own. Timers count what the kernel did: armed by a hypercall or an
+On a terminal each hypercall has a picture of when it was made: from the first event to the last, as high as
+it was frequent then, each on a scale of its own. Timers count what the kernel did: armed by a hypercall or an
 attribute, fired when their time had come, stopped by a hypercall; forwarded are timer calls left to the VMM.
 """
 

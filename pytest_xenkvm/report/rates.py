@@ -29,8 +29,9 @@ class Rates:
         """`what` happened at `ns`."""
         while ns >= self.width * BINS:
             self.width *= 2
-            for name, bins in self.counts.items():
-                self.counts[name] = [sum(bins[at : at + 2]) for at in range(0, BINS, 2)] + [0] * (BINS // 2)
+            for name, counted in self.counts.items():
+                halved = [sum(counted[at : at + 2]) for at in range(0, BINS, 2)]
+                self.counts[name] = halved + [0] * (BINS // 2)
         self.last = max(self.last, ns)
         bins = self.counts.get(what)
         if bins is None:
