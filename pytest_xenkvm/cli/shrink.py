@@ -16,10 +16,11 @@ from pytest_xenkvm.cli.output import check_output, force_option, output_option, 
 from pytest_xenkvm.cli.show import event_line
 from pytest_xenkvm.hosts.protocol import HostError
 from pytest_xenkvm.replay.errors import ReplayError
+from pytest_xenkvm.rules.hosts import ENGINES, MODEL
 from pytest_xenkvm.rules.model import Rule
 from pytest_xenkvm.rules.profiles import AUTO
 from pytest_xenkvm.rules.registry import RuleError, all_rules, select_rules
-from pytest_xenkvm.rules.run import ENGINES, MODEL, ReplayOptions
+from pytest_xenkvm.rules.run import ReplayOptions
 from pytest_xenkvm.trace.decode_values import text
 from pytest_xenkvm.trace.errors import TraceError
 from pytest_xenkvm.trace.files import BUNDLED_PREFIX, open_trace, write_trace

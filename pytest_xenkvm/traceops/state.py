@@ -19,8 +19,8 @@ from pytest_xenkvm.hosts.protocol import Host, HostVm
 from pytest_xenkvm.replay.errors import ReplayError
 from pytest_xenkvm.replay.kernel import kernel_replay
 from pytest_xenkvm.replay.stepper import Stepper
+from pytest_xenkvm.rules.hosts import emulated_host
 from pytest_xenkvm.rules.profiles import AUTO, choose_profile
-from pytest_xenkvm.rules.run import emulated_host
 from pytest_xenkvm.trace.events import (
     Event,
     Eventfd,

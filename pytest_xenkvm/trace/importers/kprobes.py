@@ -1,4 +1,4 @@
-"""ftrace text with the kprobe events on KVM's Xen code (docs/reference/importers.md): scope "full".
+"""Lines with the kprobe events on KVM's Xen code (docs/reference/importers.md): scope "full".
 
 An ioctl or hypercall takes its place in the trace where it began; what its return probe shows is filled
 in later. Only what a probe or tracepoint showed becomes an event, except inferred ones.
@@ -15,8 +15,10 @@ from attrs import define
 from pytest_xenkvm.trace.importers.clock import GuestClock
 from pytest_xenkvm.trace.importers.config import Config
 from pytest_xenkvm.trace.importers.deliveries import Deliveries
-from pytest_xenkvm.trace.importers.ftrace_lines import TraceLine, read_ftrace
+from pytest_xenkvm.trace.importers.ftrace_lines import FTRACE
+from pytest_xenkvm.trace.importers.given import check_header
 from pytest_xenkvm.trace.importers.hypercalls import HypercallMaker, Modes, args_trusted
+from pytest_xenkvm.trace.importers.lines import Syntax, TraceLine, read_lines
 from pytest_xenkvm.trace.importers.machine import Machine
 from pytest_xenkvm.trace.importers.model import Given, Imported, ImportReport, check_size
 from pytest_xenkvm.trace.importers.probed_calls import ProbedCalls
@@ -124,6 +126,7 @@ class _Importer:
         self.ioctls.finish(intercepted=first is not None)
         header = self.machine.header(self.config, full=full)
         events = self.timeline.flatten()
+        check_header(self.machine.path, header, events)
         self.report.count(events)
         return Imported(header=header, events=events, report=self.report)
 
@@ -156,8 +159,10 @@ PROBES: Final = frozenset({"hvm_config", "hvm_set_attr", "vcpu_set_attr", "hvm_e
 """Events by which a recording shows that these probes were on."""
 
 
-def import_kprobes(lines: Iterable[str], *, path: str, given: Given | None = None) -> Imported:
-    """Import an ftrace with the kprobe events: configuration, hypercalls, results.
+def import_kprobes(
+    lines: Iterable[str], *, path: str, given: Given | None = None, syntax: Syntax = FTRACE
+) -> Imported:
+    """Import configuration, hypercalls and results from the kprobe events, in ftrace's or another `syntax`.
 
     The scope is "full" if the recording holds the VM's configuration, else "hypercalls". Raises
     `Malformed` for a line that is not what its event prints, and for a recording of two VMs.
@@ -166,7 +171,7 @@ def import_kprobes(lines: Iterable[str], *, path: str, given: Given | None = Non
     report = ImportReport()
     timeline, config, clock = Timeline(), Config(), GuestClock()
     threads, modes = Threads(report), Modes(report)
-    machine = Machine(threads, report, given)
+    machine = Machine(threads, report, given, path, syntax.recorder)
     deliveries = Deliveries(config, threads, timeline, clock, report)
     maker = HypercallMaker(modes, report, args_trusted(given.kernel))
     importer = _Importer(
@@ -180,6 +185,6 @@ def import_kprobes(lines: Iterable[str], *, path: str, given: Given | None = Non
         deliveries=deliveries,
         report=report,
     )
-    for line in read_ftrace(lines, path, report):
+    for line in read_lines(lines, path, report, syntax):
         importer.take(line)
     return importer.imported()

@@ -13,8 +13,8 @@ from pytest_xenkvm.trace.events import Behind, Hypercall
 from pytest_xenkvm.trace.importers.clock import GuestClock
 from pytest_xenkvm.trace.importers.config import Config
 from pytest_xenkvm.trace.importers.deliveries import Cause, Deliveries
-from pytest_xenkvm.trace.importers.ftrace_lines import TraceLine
 from pytest_xenkvm.trace.importers.hypercalls import HypercallMaker, exit_of, parse_call
+from pytest_xenkvm.trace.importers.lines import TraceLine
 from pytest_xenkvm.trace.importers.model import ImportReport
 from pytest_xenkvm.trace.importers.threads import Threads
 from pytest_xenkvm.trace.importers.timeline import Timeline
