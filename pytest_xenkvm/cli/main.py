@@ -45,6 +45,7 @@ COMMANDS: Final[dict[str, Lazy]] = {
     "show": Lazy("pytest_xenkvm.cli.show", "show", "Print a trace in words, one line an event."),
     "check": Lazy("pytest_xenkvm.cli.check", "check", "Read traces to their ends, and tell what is wrong."),
     "import": Lazy("pytest_xenkvm.cli.import_", "import_", "Turn a recording of a real guest into a trace."),
+    "record": Lazy("pytest_xenkvm.cli.record", "record", "Record VMs of this host while they run."),
     "rules": Lazy("pytest_xenkvm.cli.rules", "rules", "List the conformance rules, or explain one of them."),
     "profiles": Lazy(
         "pytest_xenkvm.cli.profiles", "profiles", "Tell how the kernels differ, and what to do."

@@ -38,14 +38,23 @@ class LiveXktWriter(XktWriter):
         super().__init__(path, header)
         self._force = force
 
-    def __enter__(self) -> LiveXktWriter:
-        """Create the file."""
+    def create(self) -> None:
+        """Create the file; from then on this is to be closed by way of a `with` block."""
         self._asked = self.header
         with complaining(self.path, "written"):
             self._file = self.path.open("wb" if self._force else "xb")
         self._write_header(self.header, unfinished=True)
         self.flush()
+
+    def __enter__(self) -> LiveXktWriter:
+        if not hasattr(self, "_file"):
+            self.create()
         return self
+
+    @property
+    def size(self) -> int:
+        """Bytes in the file by now."""
+        return self._file.tell()
 
     def __exit__(
         self,

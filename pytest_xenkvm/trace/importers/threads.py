@@ -77,5 +77,9 @@ class Threads:
 
     def shapes(self) -> tuple[VcpuShape, ...]:
         """Return the VM's vCPUs by index, all up to the highest that was seen."""
-        highest = max([*self.ids, *self._pid_by_index], default=-1)
-        return tuple(VcpuShape(index=i, id=self.ids.get(i, i)) for i in range(highest + 1))
+        return tuple(VcpuShape(index=i, id=self.ids.get(i, i)) for i in range(self.count))
+
+    @property
+    def count(self) -> int:
+        """How many vCPUs there are, as far as was seen."""
+        return max([*self.ids, *self._pid_by_index], default=-1) + 1
