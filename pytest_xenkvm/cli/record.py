@@ -34,8 +34,8 @@ Examples:
   xenkvm record                                 all VMs, until Ctrl-C: recording.xkt, recording-2.xkt, ...
   xenkvm record --clean                         remove what killed recordings have left in tracefs
 
-It takes root. The exit code is that of COMMAND (128 + N if signal N ended it); without a COMMAND 0, or 1 if no Xen
-VM was seen.
+It takes root. The exit code is that of COMMAND (128 + N if signal N ended it); without a COMMAND 0, or 1 if
+no Xen VM was seen.
 """
 
 
@@ -70,11 +70,11 @@ VM was seen.
 def record(  # noqa: PLR0913 - an argument an option
     command: tuple[str, ...],
     output: Path,
+    *,
     pid: int | None,
     duration: float | None,
     max_events: int | None,
     buffer_size: int | None,
-    *,
     force: bool,
     clean: bool,
     quiet: bool,
@@ -82,9 +82,9 @@ def record(  # noqa: PLR0913 - an argument an option
 ) -> int:
     """Record the Xen hypercalls of VMs on this host, with their configuration and results, while they run.
 
-    With COMMAND, which is started, or --pid: the VMs of that process and of those that it starts. Otherwise all
-    VMs of the host. A VM that was created while the recording went on gives a trace that replays on its own
-    (scope "full"), if the kernel lets its functions be probed.
+    With COMMAND, which is started, or --pid: the VMs of that process and of those that it starts. Otherwise
+    all VMs of the host. A VM that was created while the recording went on gives a trace that replays on its
+    own (scope "full"), if the kernel lets its functions be probed.
     """
     try:
         mounted = find_tracefs(tracefs)

@@ -64,7 +64,7 @@ def start(command: Sequence[str]) -> subprocess.Popen[bytes]:
 
 @define(kw_only=True)
 class Ending:
-    """What ends a recording: the end of `child` or of process `pid`, `duration` in s, `max_events`, a signal."""
+    """What ends a recording: the end of `child` or process `pid`, `duration` (s), `max_events`, a signal."""
 
     signals: Signals
     child: subprocess.Popen[bytes] | None = None

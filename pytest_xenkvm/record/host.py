@@ -35,16 +35,16 @@ def host_facts(device: Path = Path("/dev/kvm"), cpuinfo: Path = Path("/proc/cpui
         file = os.open(device, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         raise RecordError(
-            f"there is no {device}: load the module with `modprobe kvm_amd` or `modprobe kvm_intel`, on a machine"
-            " with virtualisation switched on"
+            f"there is no {device}: load the module with `modprobe kvm_amd` or `modprobe kvm_intel`, on a"
+            " machine with virtualisation switched on"
         ) from None
     except OSError as error:
         raise RecordError(f"{device} can't be opened ({error.strerror}): run it as root") from None
     try:
         if not fcntl.ioctl(file, KVM_CHECK_EXTENSION, KVM_CAP_XEN_HVM):
             raise RecordError(
-                f"this kernel's KVM has no Xen support (KVM_CAP_XEN_HVM is 0): it takes one that was built with"
-                f" CONFIG_KVM_XEN, and this is {platform.release()}"
+                "this kernel's KVM has no Xen support (KVM_CAP_XEN_HVM is 0): it takes one that was built"
+                f" with CONFIG_KVM_XEN, and this is {platform.release()}"
             )
         max_vcpus = fcntl.ioctl(file, KVM_CHECK_EXTENSION, KVM_CAP_MAX_VCPUS)
     except OSError as error:
@@ -64,5 +64,6 @@ def check_events(instance: Instance) -> None:
         )
     if not instance.has(HYPERCALL):
         raise RecordError(
-            f"this kernel has no event {HYPERCALL}: its KVM was built without CONFIG_KVM_XEN, which recording needs"
+            f"this kernel has no event {HYPERCALL}: its KVM was built without CONFIG_KVM_XEN, which recording"
+            " needs"
         )

@@ -1,7 +1,7 @@
 """What recordings leave in tracefs if they are killed, and how it is told from what is in use.
 
-Instance and probe group of a recording are named after its process: `xenkvm_PID_START`, START being the process's
-start time in clock ticks after boot, so that a later process of the same number is another one.
+Instance and probe group of a recording are named after its process: `xenkvm_PID_START`, START being the
+process's start time in clock ticks after boot, so that a later process of the same number is another one.
 """
 
 from __future__ import annotations

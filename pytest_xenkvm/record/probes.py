@@ -1,8 +1,8 @@
 """The kprobe events that make a trace of scope "full": what they are on, and what they show.
 
 Arguments are named as in the kernel's own sources and typed by its BTF, so no offset of the kernel's private
-structures is assumed; those of the UAPI structures are fixed. Reading an argument at a function's return takes
-Linux 6.9 or later. All were tried on Linux 6.12.117, 7.2.13 and 7.3-rc7; what each shows is in
+structures is assumed; those of the UAPI structures are fixed. Reading an argument at a function's return
+takes Linux 6.9 or later. All were tried on Linux 6.12.117, 7.2.13 and 7.3-rc7; what each shows is in
 docs/reference/importers.md.
 """
 
@@ -90,7 +90,8 @@ PROBES: Final[tuple[Probe, ...]] = (
         "hvm_config",
         "kvm_xen_hvm_config",
         _VM,
-        "flags=+0($arg2):x32 msr=+4($arg2):x32 blob32=+8($arg2):x64 blob64=+16($arg2):x64 sizes=+24($arg2):x16",
+        "flags=+0($arg2):x32 msr=+4($arg2):x32 blob32=+8($arg2):x64 blob64=+16($arg2):x64"
+        " sizes=+24($arg2):x16",
     ),
     *_pair("hvm_set_attr", "kvm_xen_hvm_set_attr", _VM, f"type=+0($arg2):u16 {_words('$arg2', 4)}"),
     *_pair("vcpu_set_attr", "kvm_xen_vcpu_set_attr", _VCPU, f"type=+0($arg2):u16 {_words('$arg2', 6)}"),

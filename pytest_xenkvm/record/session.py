@@ -1,4 +1,4 @@
-"""A recording from beginning to end: what is set up in tracefs, the lines that come, the VMs that they are about."""
+"""A recording from beginning to end: what is set up in tracefs, and the lines that come from it."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ from pytest_xenkvm.record.tracefs import Instance, Tracefs
 from pytest_xenkvm.record.trial import try_probes
 
 _TIMER: Final = "timer/hrtimer_start"
-_TIMER_FUNCTION: Final = "xen_timer_callback"
+_XEN_TIMER: Final = "function.function == xen_timer_callback"
 _XEN_EXIT: Final = "reason == 34"
 _FLUSH_S: Final = 1.0
+_CLEAN_S: Final = 1.0
 _DRAIN_S: Final = 5.0
 """How long the end of a recording may take to read what is left in the buffers."""
 
@@ -38,7 +39,6 @@ class Setup:
     buffer_kb: int
     name: str = Factory(own_name)
     device: Path = Path("/dev/kvm")
-    kallsyms: Path = Path("/proc/kallsyms")
 
 
 @define
@@ -140,7 +140,7 @@ def _set_up(setup: Setup, instance: Instance) -> str:
         tracefs.remove_probes(setup.name)
     if not doubts:
         probes.enable_probes(instance, setup.name)
-        _follow_timers(setup, instance)
+        _follow_timers(instance)
     instance.enable(host.HYPERCALL)
     instance.enable(host.EXIT, condition=_XEN_EXIT)
     for event in family.EVENTS:
@@ -148,24 +148,26 @@ def _set_up(setup: Setup, instance: Instance) -> str:
     return doubts
 
 
-def _follow_timers(setup: Setup, instance: Instance) -> None:
+def _follow_timers(instance: Instance) -> None:
     """Record when the host's own timers for Xen expire: that tells the guest's clock."""
-    with setup.kallsyms.open() as symbols:
-        rows = (line.split() for line in symbols)
-        address = next((row[0] for row in rows if len(row) > 2 and row[2] == _TIMER_FUNCTION), "0")  # noqa: PLR2004
-    if int(address, 16) and instance.has(_TIMER):
-        instance.enable(_TIMER, condition=f"function == 0x{address}")
+    try:
+        instance.enable(_TIMER, condition=_XEN_TIMER)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOENT):
+            raise  # else the guest's clock is estimated from when timers fired
 
 
 def _clean(tracefs: Tracefs, name: str) -> None:
     """Leave tracefs as it was. Raises RecordError if that can't be done."""
-    deadline = time.monotonic() + 1
+    deadline = time.monotonic() + _CLEAN_S
     try:
         while not remove_leftovers(tracefs, name):
             if time.monotonic() > deadline:
-                raise OSError(errno.EBUSY, "someone has it open", str(tracefs.root / "instances" / name))
+                where, why = tracefs.root / "instances" / name, "someone has it open"
+                break
             time.sleep(0.02)
+        else:
+            return
     except OSError as error:
-        raise RecordError(
-            f"{error.filename}: can't be removed ({error.strerror}); `xenkvm record --clean` tries again"
-        ) from None
+        where, why = error.filename, error.strerror
+    raise RecordError(f"{where}: can't be removed ({why}); `xenkvm record --clean` tries again")

@@ -1,8 +1,8 @@
 """Which VM, and which of its vCPUs, a line of the kernel's trace is about.
 
-Probes show the VM (`kvm`, its address in the kernel) and often the vCPU's index (`idx`). What has no such field
-happens in the course of what the same thread was last seen to do. To the importer a vCPU is a thread of its own,
-whichever thread drives it.
+Probes show the VM (`kvm`, its address in the kernel) and often the vCPU's index (`idx`). What has no such
+field happens in the course of what the same thread was last seen to do. To the importer a vCPU is a thread of
+its own, whichever thread drives it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ _NESTED: Final = frozenset({"set_evtchn_fast", "set_evtchn_fast_ret", "xen_route
 class Sorter:
     """Hands each line to the recording of its VM.
 
-    `members`: whose VMs are recorded. `doubts`: why there are no kprobe events that could be trusted, "" if there
-    are; without them, a process is taken for a VM. `lost`: events lost by the kernel, as far as it has said so.
+    `members`: whose VMs are recorded. `doubts`: why there are no kprobe events that could be trusted, "" if
+    there are; without them, a process is taken for a VM. `lost`: events lost by the kernel, as far as it has
+    said so.
     """
 
     facts: HostFacts

@@ -1,6 +1,7 @@
 """The kernel's trace as it comes: lines of `trace_pipe`, put into order of time, and notes of losses.
 
-The kernel merges the buffers of its CPUs as they are being filled, so a line may come a little after a later one.
+The kernel merges the buffers of its CPUs as they are being filled, so a line may come a little after a later
+one.
 """
 
 from __future__ import annotations

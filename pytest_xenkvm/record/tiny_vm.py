@@ -1,7 +1,7 @@
 """The smallest VM that makes Xen hypercalls: one vCPU in real mode, driven by ioctls on /dev/kvm.
 
-The recorder looks at it through its own probes before it trusts them. Request numbers and layouts are those of the
-UAPI header linux/kvm.h, x86-64.
+The recorder looks at it through its own probes before it trusts them. Request numbers and layouts are those of
+the UAPI header linux/kvm.h, x86-64.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ CODE: Final = PAGE_SIZE
 """Guest address of the code page."""
 
 
-@define(slots=False)
+@define(slots=False, eq=False)
 class TinyVm:
     """A VM with one vCPU, whose KVM vCPU id is `vcpu_id`; a context manager. Raises OSError.
 
@@ -70,7 +70,7 @@ class TinyVm:
     device: Path = Path("/dev/kvm")
     _files: list[int] = field(factory=list, init=False)
 
-    def __enter__(self) -> TinyVm:
+    def __enter__(self) -> TinyVm:  # noqa: PYI034 - Python 3.10 has no Self
         try:
             self._create()
         except BaseException:

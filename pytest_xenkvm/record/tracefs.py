@@ -1,7 +1,7 @@
 """tracefs as files: where it is, how it is written to, and an instance of one's own in it.
 
-Source: Documentation/trace/ftrace.rst and kprobetrace.rst of Linux 6.12. Files are opened for appending, never
-truncated: truncating `kprobe_events` would remove other people's probes.
+Source: Documentation/trace/ftrace.rst and kprobetrace.rst of Linux 6.12. Files are opened for appending,
+never truncated: truncating `kprobe_events` would remove other people's probes.
 """
 
 from __future__ import annotations
@@ -116,8 +116,8 @@ class Instance:
             self.folder.mkdir()
         except OSError as error:
             raise RecordError(
-                f"{self.folder} can't be made ({error.strerror}); recording needs root and a kernel that isn't"
-                " locked down"
+                f"{self.folder} can't be made ({error.strerror}); recording needs root and a kernel that"
+                " isn't locked down"
             ) from None
 
     def set(self, name: str, text: str) -> None:

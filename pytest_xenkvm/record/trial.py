@@ -1,7 +1,7 @@
-"""The probes on trial: a VM of the recorder's own does things that are known, and the probes must show just those.
+"""The probes on trial: a VM of the recorder's own does known things, and the probes must show just those.
 
-So nothing that the recorder assumes of a kernel has to be believed: which argument is which, where RAX lies, that
-results are those of the calls.
+So nothing that the recorder assumes of a kernel has to be believed: which argument is which, where RAX lies,
+that results are those of the calls.
 """
 
 from __future__ import annotations
@@ -49,9 +49,10 @@ def try_probes(stream: TraceStream, vendor: str, device: Path) -> str:
         return f"the probes could not be tried, since the recorder's own VM failed ({error})"
     if done != (_VERSION, _ANSWER):
         return f"the probes could not be tried, since hypercalls of the recorder's own VM returned {done}"
-    seen = _own_lines(stream)
-    if not seen:
-        return "the probes showed nothing of the recorder's own VM"
+    return _verdict(_own_lines(stream))
+
+
+def _verdict(seen: list[TraceLine]) -> str:
     vms = {line.numbers().get("kvm") for line in seen}
     if len(vms) != 1:
         return f"the probes showed the recorder's own VM as {len(vms)} VMs"

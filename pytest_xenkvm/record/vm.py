@@ -9,8 +9,8 @@ from typing import Final
 
 from attrs import Factory, define, evolve, field
 
-from pytest_xenkvm.abi.numbers import Hypercall as Nr
 from pytest_xenkvm.abi.numbers import HvmAttr
+from pytest_xenkvm.abi.numbers import Hypercall as Nr
 from pytest_xenkvm.record.host import HostFacts
 from pytest_xenkvm.trace.errors import Malformed
 from pytest_xenkvm.trace.events import Event, Header, Hypercall, Ioctl
@@ -159,7 +159,7 @@ class VmRecording:
                     )
 
     def _renew_header(self, writer: LiveXktWriter, *, must: bool) -> None:
-        """Bring the file's header up to date; unless it `must` be, only if the file isn't too large to copy."""
+        """Bring the file's header up to date; unless it `must` be, only if that isn't much to copy."""
         if must or writer.size <= max(_CHEAP, 2 * self._copied):
             self._copied = writer.size
             writer.replace_header(self._header())
