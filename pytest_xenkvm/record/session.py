@@ -169,5 +169,5 @@ def _clean(tracefs: Tracefs, name: str) -> None:
         else:
             return
     except OSError as error:
-        where, why = error.filename, error.strerror
+        where, why = Path(error.filename), str(error.strerror)
     raise RecordError(f"{where}: can't be removed ({why}); `xenkvm record --clean` tries again")

@@ -1,7 +1,7 @@
 """The smallest VM that makes Xen hypercalls: one vCPU in real mode, driven by ioctls on /dev/kvm.
 
-The recorder looks at it through its own probes before it trusts them. Request numbers and layouts are those of
-the UAPI header linux/kvm.h, x86-64.
+The recorder looks at it through its own probes before it trusts them. Request numbers and layouts are those
+of the UAPI header linux/kvm.h, x86-64.
 """
 
 from __future__ import annotations
