@@ -21,6 +21,7 @@ FLOORS: Final = {
     "record": 4,
     "replay": 4,
     "rules": 5,
+    "lab": 6,
     "report": 6,
     "cli": 7,
     "plugin": 7,

@@ -19,6 +19,7 @@ from pytest_xenkvm.trace.events import IRQCHIPS, VENDORS
 from pytest_xenkvm.trace.files import write_trace
 from pytest_xenkvm.trace.header import MAX_MEMORY
 from pytest_xenkvm.trace.importers import (
+    BPFTRACE_SCRIPT,
     DETECT_LINES,
     IMPORTERS,
     Given,
@@ -27,7 +28,7 @@ from pytest_xenkvm.trace.importers import (
     all_importers,
     detect,
     find_importer,
-    open_text,
+    open_recording,
     with_answers,
 )
 
@@ -49,6 +50,9 @@ Examples:
   xenkvm import qemu.log -o boot.jsonl --kernel 6.12.117   JSON Lines, to read or to edit
   xenkvm import ftrace.txt --irqchip split --memory 192M   what the recording doesn't show
   xenkvm import ftrace.txt --answers qemu.log              and what QEMU answered in that run
+  xenkvm import strace.txt --answers qemu.log              the VM by strace, its hypercalls by QEMU
+  xenkvm import trace.dat                                  through trace-cmd, if that is installed
+  bpftrace "$(xenkvm import --bpftrace-script)" >rec.txt   to be imported when Ctrl-C has ended it
 
 The report on stderr says what became of every line, and what the trace holds without having been seen.
 """
@@ -69,6 +73,14 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
         message = f"{value!r} is no size of guest memory: expected whole pages up to 1 TiB, like 192M"
         raise click.BadParameter(message)
     return size
+
+
+def _print_script(ctx: click.Context, param: click.Parameter, value: bool) -> None:  # noqa: FBT001 (click's)
+    """Print where the script for bpftrace is, and do nothing else."""
+    del param
+    if value:
+        click.echo(str(BPFTRACE_SCRIPT))
+        ctx.exit()
 
 
 @click.command("import", epilog=_EPILOG)
@@ -100,7 +112,15 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
     "--answers",
     type=click.Path(path_type=Path),
     metavar="LOG",
-    help="QEMU's log of the same run: what it answered to forwarded hypercalls, which ftrace doesn't see.",
+    help="QEMU's log of the same run: its answers to forwarded hypercalls, which no other recorder sees.",
+)
+@click.option(
+    "--bpftrace-script",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_script,
+    help="Print the path of a script for bpftrace that records hypercalls, and exit.",
 )
 @click.option("--notes", default="", metavar="TEXT", help="Free text for the trace's header, put first.")
 @click.option("--force", is_flag=True, help="Replace TRACE if it exists.")
@@ -114,17 +134,22 @@ def import_(  # noqa: PLR0913 - an argument an option
     force: bool,
     **given: Any,
 ) -> None:
-    """Turn RECORDING (text, or text compressed with gzip) into a trace that can be shown and replayed."""
+    """Turn RECORDING into a trace that can be shown and replayed.
+
+    It is text, text compressed with gzip, or trace-cmd's trace.dat.
+    """
     target = output or _default_output(recording)
     _check_output(target, recording, force=force)
     path = str(recording)
     try:
         importers = all_importers()
-        source = source or detect(islice(open_text(recording), DETECT_LINES), path=path, importers=importers)
+        source = source or detect(
+            islice(open_recording(recording), DETECT_LINES), path=path, importers=importers
+        )
         importer = find_importer(source, importers)
     except ImporterError as error:
         raise UserError(str(error)) from error
-    lines = _watched(open_text(recording), "lines read")
+    lines = _watched(open_recording(recording), "lines read")
     imported = importer.run(lines, path=path, given=Given(**given))
     if answers is not None:
         imported = with_answers(imported, _answers(answers), path=str(answers))
@@ -133,11 +158,13 @@ def import_(  # noqa: PLR0913 - an argument an option
     click.echo(str(imported.report), err=True)
     if header.kernel is None:
         click.echo(f"no --kernel given: replays as {profile_for_release(None).name} unless told", err=True)
+    if answers is None and imported.forwarded:
+        click.echo("--answers LOG, QEMU's log of the same run, names the forwarded hypercalls", err=True)
     click.echo(f"from {source}, wrote {text(str(target), 1000)}: {len(imported.events):,} events", err=True)
 
 
 def _answers(log: Path) -> Imported:
-    return IMPORTERS["qemu-log"].run(open_text(log), path=str(log), given=Given())
+    return IMPORTERS["qemu-log"].run(open_recording(log), path=str(log), given=Given())
 
 
 def _default_output(recording: Path) -> Path:

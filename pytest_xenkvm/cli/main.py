@@ -52,6 +52,7 @@ COMMANDS: Final[dict[str, Lazy]] = {
     ),
     "report": Lazy("pytest_xenkvm.cli.report", "report", "Merge and compare reports of pytest runs."),
     "badge": Lazy("pytest_xenkvm.cli.badge", "badge", "Draw the badge of a report."),
+    "lab": Lazy("pytest_xenkvm.cli.lab", "lab", "Run a command on a real kernel with KVM and Xen support."),
 }
 
 _EPILOG: Final = """\b

@@ -8,7 +8,7 @@ from typing import Final
 
 from attrs import Factory, define
 
-from pytest_xenkvm.trace.importers.ftrace_lines import TraceLine
+from pytest_xenkvm.trace.importers.lines import TraceLine
 
 FORK: Final = "sched/sched_process_fork"
 EXIT: Final = "sched/sched_process_exit"

@@ -7,6 +7,7 @@ its own, whichever thread drives it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -16,8 +17,9 @@ from attrs import Factory, define
 from pytest_xenkvm.record.family import Family
 from pytest_xenkvm.record.host import HostFacts
 from pytest_xenkvm.record.vm import VmRecording
-from pytest_xenkvm.trace.importers.ftrace_lines import TraceLine
+from pytest_xenkvm.trace.importers.lines import TraceLine
 
+_OWNER: Final = re.compile(r" kvm=0x([0-9a-f]{1,16})(?: idx=(\d{1,4}))?(?=\s|$)")
 _NESTED: Final = frozenset({"set_evtchn_fast", "set_evtchn_fast_ret", "xen_route"})
 """Probes that show a VM but happen in the course of something else."""
 
@@ -69,9 +71,9 @@ class Sorter:
         if self.doubts:
             self._take_plain(line)
             return
-        numbers = line.numbers()
-        vm = numbers.get("kvm")
-        vcpu = numbers.get("idx")
+        match = _OWNER.search(line.fields)
+        vm = int(match[1], 16) if match else None
+        vcpu = int(match[2]) if match and match[2] else None
         if vm is None or line.event in _NESTED:
             busy_with, vcpu = self._doing.get(line.pid, (None, None))
             vcpu = vcpu if vm in (None, busy_with) else None

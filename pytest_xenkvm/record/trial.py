@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 from pytest_xenkvm.abi.numbers import Hypercall as Nr
 from pytest_xenkvm.record.stream import Lost, TraceStream
 from pytest_xenkvm.record.tiny_vm import CODE, TinyVm
-from pytest_xenkvm.trace.importers.ftrace_lines import TraceLine
+from pytest_xenkvm.trace.importers.lines import TraceLine
 
 _PATIENCE_S: Final = 5.0
 _VCPU_ID: Final = 5
@@ -53,12 +54,12 @@ def try_probes(stream: TraceStream, vendor: str, device: Path) -> str:
 
 
 def _verdict(seen: list[TraceLine]) -> str:
-    vms = {line.numbers().get("kvm") for line in seen}
+    vms = {line.value("kvm") for line in seen}
     if len(vms) != 1:
         return f"the probes showed the recorder's own VM as {len(vms)} VMs"
     for event, numbers in _EXPECTED:
-        shown = [line.numbers() for line in seen if line.event == event]
-        if shown and not any(numbers.items() <= found.items() for found in shown):
+        shown = [{name: line.value(name) for name in numbers} for line in seen if line.event == event]
+        if shown and numbers not in shown:
             return f"the probe {event} showed {_some(shown[0])} of a VM where {_some(numbers)} was done"
         if not shown and event != "hypercall_answered":
             return f"the probe {event} showed nothing of the recorder's own VM"
@@ -82,5 +83,5 @@ def _own_lines(stream: TraceStream) -> list[TraceLine]:
     return seen
 
 
-def _some(numbers: dict[str, int]) -> str:
-    return ", ".join(f"{name}={value:#x}" for name, value in numbers.items())
+def _some(numbers: Mapping[str, int | None]) -> str:
+    return ", ".join(f"{name}={value if value is None else hex(value)}" for name, value in numbers.items())

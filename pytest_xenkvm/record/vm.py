@@ -14,11 +14,12 @@ from pytest_xenkvm.abi.numbers import Hypercall as Nr
 from pytest_xenkvm.record.host import HostFacts
 from pytest_xenkvm.trace.errors import Malformed
 from pytest_xenkvm.trace.events import Event, Header, Hypercall, Ioctl
-from pytest_xenkvm.trace.importers.ftrace_lines import TraceLine
 from pytest_xenkvm.trace.importers.kprobes import KprobeImport, kprobe_import
+from pytest_xenkvm.trace.importers.lines import TraceLine
 from pytest_xenkvm.trace.importers.model import Given, ImportReport
 from pytest_xenkvm.trace.xkt_live import LiveXktWriter
 
+RECORDER: Final = "xenkvm-record"
 _WINDOW_NS: Final = 1_000_000_000
 """How long an event is held back, for what later ones may tell about it."""
 _HELD: Final = 50_000
@@ -69,7 +70,7 @@ class VmRecording:
 
     def __attrs_post_init__(self) -> None:
         given = Given(kernel=self.host.kernel)
-        self._importer = kprobe_import(self._report, given, live=True)
+        self._importer = kprobe_import(self._report, given, path="trace_pipe", recorder=RECORDER, live=True)
         self.why_not_full = self.doubts
         if not self.doubts and not self.from_the_start:
             self.why_not_full = (
@@ -177,7 +178,7 @@ class VmRecording:
             kernel=self.host.kernel,
             max_vcpus=self.host.max_vcpus,
             cpu_vendor=self.host.cpu_vendor,
-            recorder="xenkvm-record",
+            recorder=RECORDER,
             scope="full" if self.full else "hypercalls",
             vm=shape,
             unseen=("irq", "mem"),

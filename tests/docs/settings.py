@@ -122,6 +122,10 @@ NOT_RUN: Final = {
     ("docs/how-to/record-a-guest.md", "modprobe kvm_amd"): _A_HOST,
     ("docs/how-to/record-a-guest.md", "qemu-system-x86_64"): _A_HOST,
     ("docs/how-to/record-a-guest.md", "echo 0 > $I/tracing_on"): _A_HOST,
+    ("docs/reference/importers.md", "trace-cmd record"): _A_HOST,
+    ("docs/reference/importers.md", "perf record"): _A_HOST,
+    ("docs/reference/importers.md", "bpftrace"): _A_HOST,
+    ("docs/reference/importers.md", "strace"): _A_HOST,
 }
 """Blocks of shell that are parsed only, by how they begin."""
 

@@ -1,4 +1,4 @@
-"""ftrace text with kvm:kvm_xen_hypercall and perhaps kvm:kvm_userspace_exit: scope "hypercalls"."""
+"""Lines with kvm:kvm_xen_hypercall and perhaps kvm:kvm_userspace_exit: scope "hypercalls"."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from attrs import Factory, define, evolve
 
 from pytest_xenkvm.trace.events import Event, Header, Hypercall
-from pytest_xenkvm.trace.importers.ftrace_lines import TraceLine, read_ftrace
+from pytest_xenkvm.trace.importers.ftrace_lines import FTRACE
+from pytest_xenkvm.trace.importers.given import check_header, given_shape
 from pytest_xenkvm.trace.importers.hypercalls import (
     HypercallMaker,
     Modes,
@@ -16,6 +17,7 @@ from pytest_xenkvm.trace.importers.hypercalls import (
     is_xen_exit,
     parse_call,
 )
+from pytest_xenkvm.trace.importers.lines import Syntax, TraceLine, read_lines
 from pytest_xenkvm.trace.importers.model import Given, Imported, ImportReport, check_size
 from pytest_xenkvm.trace.importers.threads import Threads
 
@@ -64,26 +66,32 @@ class _Reader:
             self.report.used += 1
 
 
-def import_ftrace(lines: Iterable[str], *, path: str, given: Given | None = None) -> Imported:
-    """Import the hypercalls of a plain ftrace; `handled` is "userspace" or unknown, `rax` unknown.
+def import_ftrace(
+    lines: Iterable[str], *, path: str, given: Given | None = None, syntax: Syntax = FTRACE
+) -> Imported:
+    """Import the hypercalls of a plain ftrace, or of the same events in another recorder's `syntax`.
 
+    `handled` is "userspace" or unknown, `rax` unknown.
     Raises `Malformed` for a line that is not what its event prints.
     """
     given = given or Given()
     report = ImportReport()
     maker = HypercallMaker(Modes(report), report, args_trusted(given.kernel))
     reader = _Reader(maker, Threads(report), report)
-    for line in read_ftrace(lines, path, report):
+    for line in read_lines(lines, path, report, syntax):
         reader.take(line)
     header = Header(
         kernel=given.kernel,
         max_vcpus=given.max_vcpus,
         cpu_vendor=given.cpu_vendor or "amd",
-        recorder="ftrace",
+        recorder=syntax.recorder,
         scope="hypercalls",
+        vm=given_shape(path, given, reader.events),
         unseen=("irq", "mem"),
-        notes="Imported from an ftrace of kvm_xen_hypercall: no configuration, no results.",
+        notes=f"Imported from {syntax.recorder}'s kvm_xen_hypercall: no configuration, no results."
+        + report.lost_note(),
     )
     events: list[Event] = [*reader.events]
+    check_header(path, header, events)
     report.count(events)
     return Imported(header=header, events=events, report=report)

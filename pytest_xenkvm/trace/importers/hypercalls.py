@@ -9,7 +9,7 @@ from attrs import Factory, define, frozen
 
 from pytest_xenkvm.abi.numbers import KVM_EXIT_XEN, KVM_EXIT_XEN_HCALL, U32_MAX
 from pytest_xenkvm.trace.events import Hypercall, HypercallExit
-from pytest_xenkvm.trace.importers.ftrace_lines import TraceLine
+from pytest_xenkvm.trace.importers.lines import TraceLine
 from pytest_xenkvm.trace.importers.model import ImportReport
 
 _HEX: Final = r"(?:0x)?([0-9a-f]{1,16})"

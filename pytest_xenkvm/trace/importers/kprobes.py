@@ -1,4 +1,4 @@
-"""ftrace text with the kprobe events on KVM's Xen code (docs/reference/importers.md): scope "full".
+"""Lines with the kprobe events on KVM's Xen code (docs/reference/importers.md): scope "full".
 
 An ioctl or hypercall takes its place in the trace where it began; what its return probe shows is filled
 in later. Only what a probe or tracepoint showed becomes an event, except inferred ones.
@@ -16,8 +16,10 @@ from pytest_xenkvm.trace.events import Event
 from pytest_xenkvm.trace.importers.clock import GuestClock
 from pytest_xenkvm.trace.importers.config import Config
 from pytest_xenkvm.trace.importers.deliveries import Deliveries
-from pytest_xenkvm.trace.importers.ftrace_lines import TraceLine, read_ftrace
+from pytest_xenkvm.trace.importers.ftrace_lines import FTRACE
+from pytest_xenkvm.trace.importers.given import check_header
 from pytest_xenkvm.trace.importers.hypercalls import HypercallMaker, Modes, args_trusted, is_xen_exit
+from pytest_xenkvm.trace.importers.lines import Syntax, TraceLine, read_lines
 from pytest_xenkvm.trace.importers.machine import Machine
 from pytest_xenkvm.trace.importers.model import Given, Imported, ImportReport, check_size
 from pytest_xenkvm.trace.importers.probed_calls import ProbedCalls
@@ -115,7 +117,7 @@ class KprobeImport:
         return None
 
     def _hypercall_page(self, line: TraceLine) -> str | None:
-        if "efer" in line.numbers():
+        if line.value("efer") is not None:
             self._hypercall_enter(line)
         return self.msrs.write_hypercall_page(line)
 
@@ -175,6 +177,7 @@ class KprobeImport:
         full = self.config_slot is not None and (first is None or self.config_slot < first)
         events = list(self.finish(full=full))
         header = self.machine.header(self.config, full=full)
+        check_header(self.machine.path, header, events)
         self.report.count(events)
         return Imported(header=header, events=events, report=self.report)
 
@@ -221,29 +224,33 @@ PROBES: Final = frozenset({"hvm_config", "hvm_set_attr", "vcpu_set_attr", "hvm_e
 """Events by which a recording shows that these probes were on."""
 
 
-def import_kprobes(lines: Iterable[str], *, path: str, given: Given | None = None) -> Imported:
-    """Import an ftrace with the kprobe events: configuration, hypercalls, results.
+def import_kprobes(
+    lines: Iterable[str], *, path: str, given: Given | None = None, syntax: Syntax = FTRACE
+) -> Imported:
+    """Import configuration, hypercalls and results from the kprobe events, in ftrace's or another `syntax`.
 
     The scope is "full" if the recording holds the VM's configuration, else "hypercalls". Raises
     `Malformed` for a line that is not what its event prints, and for a recording of two VMs.
     """
     report = ImportReport()
-    importer = kprobe_import(report, given or Given())
-    for line in read_ftrace(lines, path, report):
+    importer = kprobe_import(report, given or Given(), path=path, recorder=syntax.recorder)
+    for line in read_lines(lines, path, report, syntax):
         importer.take(line)
         check_size(importer.timeline.end, line.path, line.number)
     return importer.imported()
 
 
-def kprobe_import(report: ImportReport, given: Given, *, live: bool = False) -> KprobeImport:
-    """Return an import that has seen nothing yet.
+def kprobe_import(
+    report: ImportReport, given: Given, *, path: str, recorder: str, live: bool = False
+) -> KprobeImport:
+    """Return an import, of what `recorder` wrote to `path`, that has seen nothing yet.
 
     `live`: the recorder's own probes, which also show the VM's memory and when the host's timers expire;
     their events are handed over while the recording goes on (`KprobeImport.settle`).
     """
     timeline, config, clock = Timeline(), Config(), GuestClock()
     threads, modes = Threads(report), Modes(report)
-    machine = Machine(threads, report, given, free_page=INVENTED_PAGES if live else None)
+    machine = Machine(threads, report, given, path, recorder, free_page=INVENTED_PAGES if live else None)
     deliveries = Deliveries(config, threads, timeline, clock, report)
     maker = HypercallMaker(modes, report, args_trusted(given.kernel))
     return KprobeImport(

@@ -13,8 +13,8 @@ from pytest_xenkvm.trace.events import Behind, Hypercall
 from pytest_xenkvm.trace.importers.clock import GuestClock
 from pytest_xenkvm.trace.importers.config import Config
 from pytest_xenkvm.trace.importers.deliveries import Cause, Deliveries
-from pytest_xenkvm.trace.importers.ftrace_lines import TraceLine
 from pytest_xenkvm.trace.importers.hypercalls import HypercallMaker, exit_of, parse_call
+from pytest_xenkvm.trace.importers.lines import TraceLine
 from pytest_xenkvm.trace.importers.model import ImportReport
 from pytest_xenkvm.trace.importers.probed_ioctls import OpenIoctl
 from pytest_xenkvm.trace.importers.threads import Threads
@@ -221,7 +221,7 @@ class ProbedCalls:
 
     def _as_forwarded(self, event: Hypercall, line: TraceLine) -> Hypercall:
         """The event with its exit, in the mode that the exit says if the probe shows it."""
-        longmode = line.numbers().get("longmode")
+        longmode = line.value("longmode")
         if longmode in (0, 1):
             self.maker.modes.told(event.vcpu, longmode=bool(longmode))
             event = evolve(event, longmode=bool(longmode))

@@ -13,8 +13,8 @@ from pytest_xenkvm.trace.events import Eventfd, Ioctl, JsonObject, NowPlus
 from pytest_xenkvm.trace.importers.attributes import attribute, determined
 from pytest_xenkvm.trace.importers.config import Config
 from pytest_xenkvm.trace.importers.deliveries import Cause
-from pytest_xenkvm.trace.importers.ftrace_lines import TraceLine
 from pytest_xenkvm.trace.importers.hypercalls import Modes
+from pytest_xenkvm.trace.importers.lines import TraceLine
 from pytest_xenkvm.trace.importers.machine import Machine
 from pytest_xenkvm.trace.importers.model import ImportReport
 from pytest_xenkvm.trace.importers.threads import Threads
@@ -237,10 +237,9 @@ class ProbedIoctls:
 
 def _union(line: TraceLine) -> bytes:
     """Return the first bytes of the attribute's union: the fields d0, d1, ... as far as they go."""
-    numbers = line.numbers()
     union = b""
-    while (name := f"d{len(union) // U64.size}") in numbers:
-        union += U64.pack(numbers[name] & U64_MAX)
+    while (number := line.value(f"d{len(union) // U64.size}")) is not None:
+        union += U64.pack(number & U64_MAX)
     return union
 
 

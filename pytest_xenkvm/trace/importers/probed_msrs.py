@@ -10,8 +10,8 @@ from attrs import Factory, define, evolve
 from pytest_xenkvm.abi.numbers import PAGE_SIZE
 from pytest_xenkvm.trace.events import Wrmsr
 from pytest_xenkvm.trace.importers.config import Config
-from pytest_xenkvm.trace.importers.ftrace_lines import TraceLine
 from pytest_xenkvm.trace.importers.hypercalls import Modes
+from pytest_xenkvm.trace.importers.lines import TraceLine
 from pytest_xenkvm.trace.importers.model import ImportReport
 from pytest_xenkvm.trace.importers.threads import Threads
 from pytest_xenkvm.trace.importers.timeline import Timeline

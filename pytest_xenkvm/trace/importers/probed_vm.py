@@ -15,7 +15,7 @@ from pytest_xenkvm.abi.numbers import KVM_IRQ_ROUTING_XEN_EVTCHN, U32_MAX
 from pytest_xenkvm.trace.events import Eventfd, Ioctl, JsonObject, MemorySlot, VmShape
 from pytest_xenkvm.trace.importers.config import Backing, Config
 from pytest_xenkvm.trace.importers.deliveries import Cause
-from pytest_xenkvm.trace.importers.ftrace_lines import TraceLine
+from pytest_xenkvm.trace.importers.lines import TraceLine
 from pytest_xenkvm.trace.importers.model import ImportReport
 from pytest_xenkvm.trace.importers.threads import Threads
 from pytest_xenkvm.trace.importers.timeline import Timeline
