@@ -174,7 +174,9 @@ def _status(recorder: Recorder, ending: Ending, *, quiet: bool) -> int:
             what = f"{vm.written:,} events, {vm.hypercalls:,} hypercalls, scope {scope}"
             click.echo(f"{text(str(vm.path), 1000)}: {what}", err=True)
     if sorter.lost:
-        click.echo(f"{sorter.lost:,} events were lost: a larger --buffer-size helps", err=True)
+        missed = ", ".join(f"{name} {count:,} times" for name, count in recorder.missed.items())
+        advice = f"probes passed unnoticed: {missed}" if missed else "a larger --buffer-size helps"
+        click.echo(f"{sorter.lost:,} events were lost ({advice})", err=True)
     if not sorter.all:
         click.echo("no VM made a Xen hypercall or was configured for Xen: nothing was written", err=True)
     if ending.child is not None:

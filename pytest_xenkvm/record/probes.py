@@ -170,9 +170,12 @@ def enable_probes(instance: Instance, group: str) -> None:
             instance.enable(f"{group}/{probe.name}", condition=probe.condition)
 
 
-def misses(tracefs: Tracefs, group: str) -> int:
-    """Return how often a probe of the group was passed without being noticed, as the kernel counts it."""
-    names = {probe.name for probe in PROBES}
+def misses(tracefs: Tracefs, group: str) -> dict[str, int]:
+    """Return which probes of the group were passed without being noticed, and how often.
+
+    The kernel counts them by name alone: another recording's misses at the same time are among them.
+    """
+    names = set(tracefs.probes(group))
     profile = tracefs.root / "kprobe_profile"
-    rows = profile.read_text().splitlines() if profile.exists() and tracefs.probes(group) else []
-    return sum(int(row[-1]) for row in map(str.split, rows) if len(row) > 1 and row[0] in names)
+    rows = map(str.split, profile.read_text().splitlines() if names and profile.exists() else [])
+    return {row[0]: int(row[-1]) for row in rows if len(row) > 1 and row[0] in names and int(row[-1])}

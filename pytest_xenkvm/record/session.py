@@ -43,7 +43,11 @@ class Setup:
 
 @define
 class Recorder:
-    """A recording under way. `doubts`: why it can't be of scope "full"; "" if it can."""
+    """A recording under way.
+
+    `doubts`: why it can't be of scope "full"; "" if it can. `missed`: which probes were passed unnoticed, and
+    how often.
+    """
 
     setup: Setup
     instance: Instance
@@ -51,6 +55,9 @@ class Recorder:
     sorter: Sorter
     family: Family
     doubts: str
+    missed: dict[str, int] = Factory(dict)
+    _noted: int = 0
+    """Losses that were noted in the stream."""
     _flushed: float = field(factory=time.monotonic)
 
     def pump(self) -> bool:
@@ -60,6 +67,8 @@ class Recorder:
         now = time.monotonic()
         if now - self._flushed >= _FLUSH_S:
             self._flushed = now
+            self._count_misses()
+            self.sorter.close(ended=True)
             for vm in self.sorter.recordings:
                 vm.settle(self.stream.reached)
                 vm.flush()
@@ -72,22 +81,24 @@ class Recorder:
         while not self.pump() and time.monotonic() < deadline:
             pass
         self._hand_over(all_of_them=True)
-        self._count_losses()
-        self.sorter.close()
+        self._count_misses()
+        if (unsaid := self.instance.overruns() - self._noted) > 0:
+            self.sorter.lose(unsaid)
+        self.sorter.close(ended=False)
 
     def _hand_over(self, *, all_of_them: bool = False) -> None:
         for item in self.stream.ordered(all_of_them=all_of_them):
             if isinstance(item, Lost):
+                self._noted += item.count
                 self.sorter.lose(item.count)
             elif not self.family.take(item):
                 self.sorter.take(item)
 
-    def _count_losses(self) -> None:
-        """Add what was lost without a note in the stream."""
-        unseen = self.instance.overruns() - self.sorter.lost
-        missed = probes.misses(self.setup.tracefs, self.setup.name)
-        if unseen + missed > 0:
-            self.sorter.lose(max(unseen, 0) + missed)
+    def _count_misses(self) -> None:
+        """Add the probes that were passed unnoticed."""
+        before, self.missed = sum(self.missed.values()), probes.misses(self.setup.tracefs, self.setup.name)
+        if (more := sum(self.missed.values()) - before) > 0:
+            self.sorter.lose(more)
 
 
 @contextmanager

@@ -41,7 +41,7 @@ class Sorter:
     limit: int | None = None
     proc: Path = Path("/proc")
     recordings: list[VmRecording] = Factory(list)
-    """Those under way."""
+    """Those whose files are open; some of their VMs may be gone."""
     closed: list[VmRecording] = Factory(list)
     lost: int = 0
     _by_vm: dict[int, VmRecording | None] = Factory(dict)
@@ -83,12 +83,13 @@ class Sorter:
         if vm is not None:
             self._take_of(vm, _as_seen_by(line, vcpu))
 
-    def close(self) -> None:
-        """Everything was handed over: close all files."""
-        while self.recordings:
-            vm = self.recordings.pop()
+    def close(self, *, ended: bool) -> None:
+        """Close the files of VMs that have `ended`, or of all."""
+        for vm in [vm for vm in self.recordings if vm.ended or not ended]:
+            self.recordings.remove(vm)
             vm.close()
-            self.closed.append(vm)
+            if vm.begun:
+                self.closed.append(vm)
 
     def _take_of(self, vm: int, line: TraceLine) -> None:
         if line.event == "vm_created":
@@ -105,9 +106,7 @@ class Sorter:
         recording = self._by_vm.pop(vm, None)
         self._doing = {pid: doing for pid, doing in self._doing.items() if doing[0] != vm}
         if recording is not None:
-            self.recordings.remove(recording)
-            recording.close()
-            self.closed.append(recording)
+            recording.ended = True
 
     def _begin(self, line: TraceLine) -> VmRecording | None:
         if line.pid not in self.members:

@@ -53,6 +53,8 @@ class VmRecording:
     why_not_full: str = ""
     """Why the scope isn't "full"; "" while it is."""
     notes: list[str] = Factory(list)
+    ended: bool = False
+    """Whether the VM is gone."""
     lost: int = 0
     hypercalls: int = 0
     events: Counter[str] = Factory(Counter)
