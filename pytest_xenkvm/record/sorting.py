@@ -81,7 +81,7 @@ class Sorter:
         else:
             self._doing[line.pid] = vm, vcpu
         if vm is not None:
-            self._take_of(vm, _as_seen_by(line, vcpu))
+            self._take_of(vm, _as_seen_by(line, vcpu), line.pid)
 
     def close(self, *, ended: bool) -> None:
         """Close the files of VMs that have `ended`, or of all."""
@@ -91,11 +91,11 @@ class Sorter:
             if vm.begun:
                 self.closed.append(vm)
 
-    def _take_of(self, vm: int, line: TraceLine) -> None:
+    def _take_of(self, vm: int, line: TraceLine, thread: int) -> None:
         if line.event == "vm_created":
             self._over(vm)
         if vm not in self._by_vm:
-            self._by_vm[vm] = self._begin(line)
+            self._by_vm[vm] = self._begin(line, thread)
         recording = self._by_vm[vm]
         if line.event == "vm_destroyed":
             self._over(vm)
@@ -108,13 +108,13 @@ class Sorter:
         if recording is not None:
             recording.ended = True
 
-    def _begin(self, line: TraceLine) -> VmRecording | None:
-        if line.pid not in self.members:
+    def _begin(self, line: TraceLine, thread: int) -> VmRecording | None:
+        if thread not in self.members:
             return None
         recording = VmRecording(
             next_path=self._next_path,
             host=self.facts,
-            owner=line.pid,
+            owner=thread,
             doubts=self.doubts,
             from_the_start=line.event == "vm_created",
             force=self.force,
@@ -131,7 +131,7 @@ class Sorter:
         """Without probes: hypercalls and exits of threads, by the process that they belong to."""
         if line.pid in self.members:
             process, _ = self._doing.setdefault(line.pid, (self._process(line.pid), None))
-            self._take_of(process, line)
+            self._take_of(process, line, line.pid)
 
     def _process(self, thread: int) -> int:
         try:
