@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from pytest_xenkvm.record.tracefs import Instance, Tracefs
 from pytest_xenkvm.trace.importers.probed_vm import VM_REQUESTS
@@ -32,6 +32,8 @@ class Probe:
     """A kprobe event at the beginning of a function, or (`at_return`) at its return.
 
     `needed`: without it there is no trace of scope "full". `condition`: of its fields, for it to be recorded.
+    `in_interrupts`: the function is called in interrupts, too, perhaps while another probe is at work: then a
+    kprobe goes unnoticed, but an fprobe (Linux 6.5 and later) doesn't.
     """
 
     name: str
@@ -39,10 +41,14 @@ class Probe:
     fields: str
     at_return: bool = False
     needed: bool = True
+    in_interrupts: bool = False
     condition: str | None = None
 
     def definitions(self, group: str) -> Iterator[str]:
         """Yield the lines that may define it: kernels differ in what they call a vCPU."""
+        if self.in_interrupts:
+            place = f"{self.function}%return" if self.at_return else self.function
+            yield f"f:{group}/{self.name} {place} {self.fields}"
         kind = f"r{_MAX_ACTIVE}" if self.at_return else "p"
         for vcpu in _VCPU_NAMES:
             fields = self.fields.replace("vcpu->", f"{vcpu}->")
@@ -139,7 +145,12 @@ PROBES: Final[tuple[Probe, ...]] = (
         function="kvm_xen_start_timer",
         fields=f"{_VCPU} abs_ns=$arg2:u64 delta_ns=$arg3:s64",
     ),
-    *_pair("set_evtchn_fast", "kvm_xen_set_evtchn_fast", _VM, "port=xe->port:u32 vcpu_id=xe->vcpu_id:u32"),
+    *(
+        evolve(probe, in_interrupts=True)
+        for probe in _pair(
+            "set_evtchn_fast", "kvm_xen_set_evtchn_fast", _VM, "port=xe->port:u32 vcpu_id=xe->vcpu_id:u32"
+        )
+    ),
     Probe(name="inject_vcpu_vector", function="kvm_xen_inject_vcpu_vector", fields=_VCPU),
     *_pair(
         "write_hypercall_page",

@@ -55,6 +55,8 @@ class TraceStream:
     _skipping: bool = False
     _heap: list[tuple[int, int, Item]] = Factory(list)
     _latest: int = 0
+    _before: int = 0
+    """Time of the line before."""
 
     def read(self) -> None:
         """Take in what there is, some megabytes at most. Raises OSError."""
@@ -99,9 +101,9 @@ class TraceStream:
     def _line(self, text: str) -> None:
         line = parse_line(text, self.name, self.lines)
         if line is not None:
-            self._latest = max(self._latest, line.ns)
+            self._latest, self._before = max(self._latest, line.ns), line.ns
             heapq.heappush(self._heap, (line.ns, self.lines, line))
         elif match := _LOST.match(text.strip()):
-            heapq.heappush(self._heap, (self._latest, self.lines, Lost(int(match[1] or 1))))
+            heapq.heappush(self._heap, (self._before, self.lines, Lost(int(match[1] or 1))))
         elif text.strip():
             self.strange += 1

@@ -1,7 +1,7 @@
 """tracefs as files: where it is, how it is written to, and an instance of one's own in it.
 
 Source: Documentation/trace/ftrace.rst and kprobetrace.rst of Linux 6.12. Files are opened for appending,
-never truncated: truncating `kprobe_events` would remove other people's probes.
+never truncated: truncating `dynamic_events` would remove other people's probes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from pytest_xenkvm.record.errors import RecordError
 TRACEFS: Final = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
 """Where tracefs is mounted."""
 
-_PROBES: Final = "kprobe_events"
+_PROBES: Final = ("dynamic_events", "kprobe_events")
+"""Where events are defined: the first takes fprobe events, too, and has been there since Linux 5.0."""
 
 
 def write(path: Path, text: str) -> None:
@@ -42,7 +43,14 @@ class Tracefs:
     @property
     def has_kprobes(self) -> bool:
         """Whether this kernel takes kprobe events."""
-        return (self.root / _PROBES).exists()
+        return (self.root / _PROBES[-1]).exists()
+
+    @property
+    def definitions(self) -> Path:
+        """The file in which events are defined."""
+        return next(
+            (self.root / name for name in _PROBES if (self.root / name).exists()), self.root / _PROBES[-1]
+        )
 
     def probes(self, group: str) -> list[str]:
         """Return the names of the probes in a group."""
@@ -50,15 +58,15 @@ class Tracefs:
         return [name.partition(mark)[2] for name in self.probe_names() if mark in name]
 
     def probe_names(self) -> Iterator[str]:
-        """Yield the first word of every kprobe event: `p:GROUP/NAME`."""
-        if self.has_kprobes:
-            for line in (self.root / _PROBES).read_text().splitlines():
+        """Yield the first word of every event that was defined: `p:GROUP/NAME`."""
+        if self.definitions.exists():
+            for line in self.definitions.read_text().splitlines():
                 yield (line.split() or [""])[0]
 
     def add_probe(self, definition: str) -> bool:
-        """Define a kprobe event; return whether this kernel accepts it. Raises OSError for want of rights."""
+        """Define an event; return whether this kernel accepts it. Raises OSError for want of rights."""
         try:
-            write(self.root / _PROBES, definition)
+            write(self.definitions, definition)
         except OSError as error:
             if error.errno in (errno.EPERM, errno.EACCES):
                 raise
@@ -68,7 +76,7 @@ class Tracefs:
     def remove_probes(self, group: str) -> None:
         """Remove a group of probes, which no instance may use any more. Raises OSError."""
         for name in self.probes(group):
-            write(self.root / _PROBES, f"-:{group}/{name}")
+            write(self.definitions, f"-:{group}/{name}")
 
     def instances(self) -> list[str]:
         """Return the names of all instances."""

@@ -50,10 +50,11 @@ def try_probes(stream: TraceStream, vendor: str, device: Path) -> str:
         return f"the probes could not be tried, since the recorder's own VM failed ({error})"
     if done != (_VERSION, _ANSWER):
         return f"the probes could not be tried, since hypercalls of the recorder's own VM returned {done}"
-    return _verdict(_own_lines(stream))
+    return verdict(_own_lines(stream))
 
 
-def _verdict(seen: list[TraceLine]) -> str:
+def verdict(seen: list[TraceLine]) -> str:
+    """Return what is wrong with what the probes showed of the recorder's own VM; "" if nothing is."""
     vms = {line.value("kvm") for line in seen}
     if len(vms) != 1:
         return f"the probes showed the recorder's own VM as {len(vms)} VMs"

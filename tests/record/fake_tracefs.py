@@ -1,4 +1,4 @@
-"""A folder that behaves as tracefs does, as far as the recorder uses it, and the lines that a kernel wrote."""
+"""A folder that behaves as tracefs does, as far as the recorder goes, and the lines that a kernel wrote."""
 
 from __future__ import annotations
 
@@ -25,16 +25,20 @@ RECORDER_PID: Final = 93
 
 _GROUPS: Final = ("kvm/kvm_xen_hypercall", "kvm/kvm_userspace_exit", "timer/hrtimer_start")
 _SCHED: Final = ("sched/sched_process_fork", "sched/sched_process_exit")
-_DEFINITION: Final = re.compile(r"[pr]\d*:(\w+)/(\w+) .*")
+_DEFINITION: Final = re.compile(r"[fpr]\d*:(\w+)/(\w+) .*")
 
 
 @define
 class FakeKernel:
-    """`refuses`: probes that it doesn't accept; `busy`: instances that somebody has open."""
+    """`refuses`: probes that it doesn't accept; `busy`: instances that somebody has open.
+
+    `vcpu_names`: what functions call their vCPU, by the probe's name, if not `vcpu`.
+    """
 
     root: Path
     refuses: set[str] = Factory(set)
     busy: set[str] = Factory(set)
+    vcpu_names: dict[str, str] = Factory(dict)
     written: list[tuple[str, str]] = Factory(list)
     """Every file that was written to, below the root, and what."""
 
@@ -44,6 +48,7 @@ class FakeKernel:
         for event in (*_GROUPS, *_SCHED):
             (self.root / "events" / event).mkdir(parents=True)
         (self.root / "kprobe_events").touch()
+        (self.root / "dynamic_events").touch()
         (self.root / "kprobe_profile").touch()
 
     @property
@@ -53,13 +58,13 @@ class FakeKernel:
 
     @property
     def probes(self) -> list[str]:
-        """The lines of kprobe_events."""
-        return (self.root / "kprobe_events").read_text().splitlines()
+        """The lines of dynamic_events."""
+        return (self.root / "dynamic_events").read_text().splitlines()
 
     def write(self, path: Path, text: str) -> None:
         """Take what is written to a file."""
         self.written.append((str(path.relative_to(self.root)), text))
-        if path.name == "kprobe_events":
+        if path.name == "dynamic_events":
             self._probe(path, text)
         elif not path.parent.exists():
             raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path))
@@ -90,7 +95,8 @@ class FakeKernel:
         else:
             match = _DEFINITION.fullmatch(text)
             assert match is not None, text
-            if match[2] in self.refuses:
+            named_otherwise = "vcpu->" in text and match[2] in self.vcpu_names
+            if match[2] in self.refuses or named_otherwise:
                 raise OSError(errno.EINVAL, "Invalid argument", str(path))
             lines.append(text)
         path.write_text("".join(f"{line}\n" for line in lines))
@@ -103,12 +109,7 @@ def pretend(
     kernel = FakeKernel(root)
     kernel.build()
     monkeypatch.setattr(tracefs, "write", kernel.write)
-    monkeypatch.setattr(Instance, "create", kernel_method(kernel.create))
-    monkeypatch.setattr(Instance, "remove", kernel_method(kernel.remove))
+    monkeypatch.setattr(Instance, "create", lambda self: kernel.create(self))  # noqa: PLW0108 - a method
+    monkeypatch.setattr(Instance, "remove", lambda self: kernel.remove(self))  # noqa: PLW0108 - a method
     monkeypatch.setattr(session, "try_probes", trial)
     return kernel
-
-
-def kernel_method(function: Callable[[Instance], None]) -> Callable[[Instance], None]:
-    """The function as a method of another class."""
-    return lambda instance: function(instance)

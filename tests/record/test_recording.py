@@ -64,7 +64,7 @@ def test_the_recording_replays(
 def test_the_file_can_be_read_while_it_grows(
     recorded: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What happened some time ago can be read before the recording is over, as from a process that was killed."""
+    """What happened some time ago can be read before the recording is over, or if it is killed."""
     monkeypatch.setattr(vm_module, "_WINDOW_NS", 0)
     with recorded() as (recorder, tell):
         tell(TINY_GUEST[: FORK + 1])
@@ -81,7 +81,7 @@ def test_the_file_can_be_read_while_it_grows(
 
 
 def test_losses_are_told(recorded: Recording, tmp_path: Path) -> None:
-    """Events that the kernel lost are in the trace, before what came after them, and it isn't "full" any more."""
+    """Events that the kernel lost are in the trace, where they are missing, and it isn't "full" any more."""
     with recorded() as (recorder, tell):
         tell([*TINY_GUEST[: FORK + 1], *GUEST[:FIRST_CALL], "CPU:0 [LOST 7 EVENTS]", *GUEST[FIRST_CALL:]])
         recorder.stop()
@@ -105,7 +105,7 @@ def test_losses_without_a_note_are_told(recorded: Recording, kernel: FakeKernel,
 
 
 def test_a_vm_that_was_there_before(recorded: Recording, tmp_path: Path) -> None:
-    """Of a VM whose creation was not seen, hypercalls are recorded, and the trace says why there is no more."""
+    """Of a VM whose creation was not seen, hypercalls are recorded; the trace says why there is no more."""
     with recorded() as (recorder, tell):
         tell(GUEST[FIRST_CALL:])
         recorder.stop()
@@ -148,13 +148,13 @@ def test_the_limit_is_kept(recorded: Recording, tmp_path: Path) -> None:
 def test_a_file_is_not_overwritten(recorded: Recording, tmp_path: Path) -> None:
     """A file that appeared meanwhile is left alone, and tracefs is cleaned up all the same."""
     (tmp_path / "trace.xkt").write_text("mine")
-    with pytest.raises(TraceError, match="trace.xkt: cannot be written"), recorded() as (_recorder, tell):
+    with pytest.raises(TraceError, match=r"trace\.xkt: cannot be written"), recorded() as (_recorder, tell):
         tell(TINY_GUEST)
     assert (tmp_path / "trace.xkt").read_text() == "mine"
 
 
 def test_a_wrong_answer_is_noticed(recorded: Recording, tmp_path: Path) -> None:
-    """If the kernel seems to answer XENVER_version with another version than was set, results aren't trusted."""
+    """If the kernel seems to answer XENVER_version with another version than was set, no result is trusted."""
     with recorded() as (recorder, tell):
         tell(line.replace("handled=1 rax=0x40011", "handled=1 rax=0x11") for line in TINY_GUEST)
         recorder.stop()
