@@ -23,6 +23,7 @@ FLOORS: Final = {
     "rules": 5,
     "lab": 6,
     "report": 6,
+    "traceops": 6,
     "cli": 7,
     "plugin": 7,
 }

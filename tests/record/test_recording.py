@@ -154,7 +154,7 @@ def test_a_file_is_not_overwritten(recorded: Recording, tmp_path: Path) -> None:
 
 
 def test_a_wrong_answer_is_noticed(recorded: Recording, tmp_path: Path) -> None:
-    """If the kernel seems to answer XENVER_version with another version than was set, no result is trusted."""
+    """If the kernel seems to answer XENVER_version with a version that was not set, no result is trusted."""
     with recorded() as (recorder, tell):
         tell(line.replace("handled=1 rax=0x40011", "handled=1 rax=0x11") for line in TINY_GUEST)
         recorder.stop()
