@@ -33,8 +33,9 @@ Examples:
   xenkvm record --pid 4711 --duration 60        a VM that runs already: its hypercalls, no configuration
   xenkvm record                                 all VMs, until Ctrl-C: recording.xkt, recording-2.xkt, ...
   xenkvm record --clean                         remove what killed recordings have left in tracefs
+  xenkvm record --host kvm @linux-boot -o again.xkt   do a trace again on this machine, which needs no root
 
-It takes root. The exit code is that of COMMAND (128 + N if signal N ended it); without a COMMAND 0, or 1 if
+Recording running VMs takes root. The exit code is that of COMMAND (128 + N if signal N ended it); without a COMMAND 0, or 1 if
 no Xen VM was seen.
 """
 
@@ -49,6 +50,11 @@ no Xen VM was seen.
     show_default=True,
     metavar="TRACE",
     help="The trace, ending in .xkt. A second VM goes to TRACE-2.xkt, and so on.",
+)
+@click.option(
+    "--host",
+    type=click.Choice(["kvm"]),
+    help="COMMAND is a trace: do it again on this machine's KVM, and record what happens.",
 )
 @click.option("--pid", type=click.IntRange(1), metavar="PID", help="Record this process and what it starts.")
 @click.option(
@@ -71,6 +77,7 @@ def record(  # noqa: PLR0913 - an argument an option
     command: tuple[str, ...],
     output: Path,
     *,
+    host: str | None,
     pid: int | None,
     duration: float | None,
     max_events: int | None,
@@ -86,6 +93,9 @@ def record(  # noqa: PLR0913 - an argument an option
     all VMs of the host. A VM that was created while the recording went on gives a trace that replays on its
     own (scope "full"), if the kernel lets its functions be probed.
     """
+    if host is not None:
+        _record_scenario(command, output, limit=max_events, force=force, quiet=quiet)
+        return 0
     try:
         mounted = find_tracefs(tracefs)
         _leftovers(mounted, clean=clean)
@@ -93,7 +103,7 @@ def record(  # noqa: PLR0913 - an argument an option
             return 0
         _check(command, pid, output, force=force)
         setup = Setup(tracefs=mounted, buffer_kb=buffer_size or _buffer_kb())
-        facts = host_facts(setup.device)
+        facts = host_facts()
         with (
             signals_noted() as signals,
             recording(
@@ -105,6 +115,18 @@ def record(  # noqa: PLR0913 - an argument an option
         return _status(recorder, ending, quiet=quiet)
     except RecordError as error:
         raise UserError(str(error)) from error
+
+
+def _record_scenario(
+    command: tuple[str, ...], output: Path, *, limit: int | None, force: bool, quiet: bool
+) -> None:
+    from pytest_xenkvm.cli.record_scenario import record_scenario  # noqa: PLC0415 - not needed for tracefs
+
+    if len(command) != 1:
+        raise UserError(f"--host kvm does one trace again, and {len(command)} names were given")
+    if output.exists() and not force:
+        raise UserError(f"{output}: exists already; --force replaces it, -o names another file")
+    record_scenario(command[0], output, limit=limit, quiet=quiet)
 
 
 def numbered(output: Path, number: int) -> Path:

@@ -2,57 +2,36 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import platform
-from pathlib import Path
 from typing import Final
 
 from attrs import frozen
 
-from pytest_xenkvm.abi.ioctls import KVM_CHECK_EXTENSION
-from pytest_xenkvm.abi.numbers import KVM_CAP_MAX_VCPUS, KVM_CAP_XEN_HVM
+from pytest_xenkvm.hosts.devkvm.host import DevKvmHost
+from pytest_xenkvm.hosts.protocol import HostError
 from pytest_xenkvm.record.errors import RecordError
 from pytest_xenkvm.record.tracefs import Instance
 
 HYPERCALL: Final = "kvm/kvm_xen_hypercall"
+_OTHERWISE: Final = ", or the emulated host"
 EXIT: Final = "kvm/kvm_userspace_exit"
-_INTEL: Final = "GenuineIntel"
 
 
 @frozen(kw_only=True)
 class HostFacts:
-    """The kernel's release, its KVM_MAX_VCPUS (None: unknown), the CPU's vendor ("amd" or "intel")."""
+    """The kernel's release, its KVM_MAX_VCPUS, the CPU's vendor ("amd" or "intel")."""
 
     kernel: str
-    max_vcpus: int | None
+    max_vcpus: int
     cpu_vendor: str
 
 
-def host_facts(device: Path = Path("/dev/kvm"), cpuinfo: Path = Path("/proc/cpuinfo")) -> HostFacts:
+def host_facts() -> HostFacts:
     """Ask the host; raises RecordError if its KVM can't emulate Xen, or isn't there."""
     try:
-        file = os.open(device, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise RecordError(
-            f"there is no {device}: load the module with `modprobe kvm_amd` or `modprobe kvm_intel`, on a"
-            " machine with virtualisation switched on"
-        ) from None
-    except OSError as error:
-        raise RecordError(f"{device} can't be opened ({error.strerror}): run it as root") from None
-    try:
-        if not fcntl.ioctl(file, KVM_CHECK_EXTENSION, KVM_CAP_XEN_HVM):
-            raise RecordError(
-                "this kernel's KVM has no Xen support (KVM_CAP_XEN_HVM is 0): it takes one that was built"
-                f" with CONFIG_KVM_XEN, and this is {platform.release()}"
-            )
-        max_vcpus = fcntl.ioctl(file, KVM_CHECK_EXTENSION, KVM_CAP_MAX_VCPUS)
-    except OSError as error:
-        raise RecordError(f"{device} doesn't answer as KVM does ({error.strerror})") from None
-    finally:
-        os.close(file)
-    vendor = "intel" if _INTEL in cpuinfo.read_text() else "amd"
-    return HostFacts(kernel=platform.release(), max_vcpus=max_vcpus or None, cpu_vendor=vendor)
+        found = DevKvmHost.open()
+    except HostError as error:
+        raise RecordError(str(error).removesuffix(_OTHERWISE)) from None
+    return HostFacts(kernel=found.release, max_vcpus=found.limits.max_vcpus, cpu_vendor=found.cpu_vendor)
 
 
 def check_events(instance: Instance) -> None:

@@ -33,12 +33,11 @@ _DRAIN_S: Final = 5.0
 
 @define(kw_only=True)
 class Setup:
-    """What was asked for: `buffer_kb` for each CPU; `device`: /dev/kvm."""
+    """What was asked for: `buffer_kb` for each CPU; `name` of all that is made in tracefs."""
 
     tracefs: Tracefs
     buffer_kb: int
     name: str = Factory(own_name)
-    device: Path = Path("/dev/kvm")
 
 
 @define
@@ -126,7 +125,7 @@ def recording(
         stream = TraceStream(pipe, str(instance.folder / "trace_pipe"))
         instance.set("tracing_on", "1")
         if not doubts:
-            doubts = try_probes(stream, facts.cpu_vendor, setup.device)
+            doubts = try_probes(stream, facts.cpu_vendor)
         members = Family()
         sorter = Sorter(
             facts=facts, members=members, doubts=doubts, outputs=outputs, force=force, limit=limit

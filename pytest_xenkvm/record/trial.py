@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Final
 
 from pytest_xenkvm.abi.numbers import Hypercall as Nr
@@ -40,10 +39,10 @@ _EXPECTED: Final[tuple[tuple[str, dict[str, int]], ...]] = (
 )
 
 
-def try_probes(stream: TraceStream, vendor: str, device: Path) -> str:
+def try_probes(stream: TraceStream, vendor: str) -> str:
     """Return what is wrong with the probes; "" if they show what this process makes a VM do."""
     try:
-        with TinyVm(vendor, vcpu_id=_VCPU_ID, device=device) as vm:
+        with TinyVm(vendor, vcpu_id=_VCPU_ID) as vm:
             vm.configure(xen_version=_VERSION)
             done = vm.hypercall(Nr.xen_version), vm.hypercall(_FORWARDED, answer=_ANSWER)
     except OSError as error:

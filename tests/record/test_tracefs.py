@@ -11,7 +11,7 @@ from fake_tracefs import TINY_GUEST, FakeKernel, pretend
 
 from pytest_xenkvm.record import trial
 from pytest_xenkvm.record.errors import RecordError
-from pytest_xenkvm.record.host import HYPERCALL, check_events, host_facts
+from pytest_xenkvm.record.host import HYPERCALL, check_events
 from pytest_xenkvm.record.leftovers import find_leftovers, own_name, remove_leftovers
 from pytest_xenkvm.record.probes import PROBES, define_probes
 from pytest_xenkvm.record.stream import Lost, TraceStream
@@ -136,15 +136,6 @@ def test_no_xen_in_the_kernel(kernel: FakeKernel) -> None:
     kernel.remove(instance)
     with pytest.raises(RecordError, match="modprobe kvm_amd"):
         check_events(instance)
-
-
-def test_no_kvm(tmp_path: Path) -> None:
-    """Without /dev/kvm, or with something else in its place, it is said what is there and what it takes."""
-    with pytest.raises(RecordError, match=r"there is no .*kvm: load the module"):
-        host_facts(tmp_path / "kvm")
-    (tmp_path / "kvm").touch()
-    with pytest.raises(RecordError, match="doesn't answer as KVM does"):
-        host_facts(tmp_path / "kvm")
 
 
 def test_a_kernel_without_kprobes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

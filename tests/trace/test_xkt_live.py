@@ -20,7 +20,7 @@ CALLS = [
 
 
 def test_a_finished_recording_is_an_ordinary_trace(tmp_path: Path) -> None:
-    """A recording that was closed has the very bytes of a trace written at once, if its blocks are the same."""
+    """A recording that was closed has the very bytes of a trace that was written at once."""
     with LiveXktWriter(tmp_path / "live.xkt", evolve(HEADER, notes="at first")) as live:
         for call in CALLS:
             live.write(call)

@@ -11,6 +11,12 @@ from typing import Any, Final
 from attrs import Factory, define
 
 from pytest_xenkvm.abi.ioctls import KVM_IRQ_LINE, KVM_IRQFD, KVM_SET_GSI_ROUTING
+from pytest_xenkvm.abi.kvm import (
+    KVM_CAP_SPLIT_IRQCHIP,
+    KVM_CREATE_IRQCHIP,
+    KVM_ENABLE_CAP,
+    KVM_SET_USER_MEMORY_REGION,
+)
 from pytest_xenkvm.abi.numbers import KVM_IRQ_ROUTING_XEN_EVTCHN, U32_MAX
 from pytest_xenkvm.trace.events import Eventfd, Ioctl, JsonObject, MemorySlot, VmShape
 from pytest_xenkvm.trace.importers.config import Backing, Config
@@ -20,21 +26,17 @@ from pytest_xenkvm.trace.importers.model import ImportReport
 from pytest_xenkvm.trace.importers.threads import Threads
 from pytest_xenkvm.trace.importers.timeline import Timeline
 
-KVM_SET_USER_MEMORY_REGION: Final = 0x4020AE46
-KVM_SET_USER_MEMORY_REGION2: Final = 0x40A0AE49
-KVM_CREATE_IRQCHIP: Final = 0xAE60
-KVM_ENABLE_CAP: Final = 0x4068AEA3
-KVM_IRQ_LINE_STATUS: Final = 0xC008AE67
-_KVM_CAP_SPLIT_IRQCHIP: Final = 121
+_KVM_SET_USER_MEMORY_REGION2: Final = 0x40A0AE49
+_KVM_IRQ_LINE_STATUS: Final = 0xC008AE67
 
 VM_REQUESTS: Final = (
     KVM_SET_USER_MEMORY_REGION,
-    KVM_SET_USER_MEMORY_REGION2,
+    _KVM_SET_USER_MEMORY_REGION2,
     KVM_CREATE_IRQCHIP,
     KVM_ENABLE_CAP,
     KVM_SET_GSI_ROUTING,
     KVM_IRQ_LINE,
-    KVM_IRQ_LINE_STATUS,
+    _KVM_IRQ_LINE_STATUS,
     KVM_IRQFD,
 )
 """The ioctls of a VM that are looked at."""
@@ -131,12 +133,12 @@ class ProbedVm:
 
     def _take(self, ioctl: OpenVmIoctl, ret: int) -> str | None:
         match ioctl.request:
-            case request if request in (KVM_SET_USER_MEMORY_REGION, KVM_SET_USER_MEMORY_REGION2):
+            case request if request in (KVM_SET_USER_MEMORY_REGION, _KVM_SET_USER_MEMORY_REGION2):
                 if ret == 0:
                     self._memory(*ioctl.words)
                 return None
             case request if request == KVM_ENABLE_CAP:
-                if ret == 0 and ioctl.words[0] & U32_MAX == _KVM_CAP_SPLIT_IRQCHIP:
+                if ret == 0 and ioctl.words[0] & U32_MAX == KVM_CAP_SPLIT_IRQCHIP:
                     self.irqchip = "split"
                 return None
             case request if request == KVM_SET_GSI_ROUTING:
