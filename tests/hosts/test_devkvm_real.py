@@ -23,9 +23,11 @@ from pytest_xenkvm.hosts.protocol import GuestCall, HostError
 from pytest_xenkvm.replay.kernel import kernel_replay
 from pytest_xenkvm.replay.observation import Tally
 from pytest_xenkvm.replay.rerecord import rerecord
+from pytest_xenkvm.rules.hosts import KVM
+from pytest_xenkvm.rules.run import ReplayOptions, observe_trace
 from pytest_xenkvm.trace import open_trace
 from pytest_xenkvm.trace.events import Event, Hypercall, MemorySlot, VcpuShape, VmShape, timed
-from pytest_xenkvm.trace.files import Trace
+from pytest_xenkvm.trace.files import Trace, find_traces
 
 PROFILE = profile_for_release(os.uname().release)
 FOLDER = Path(__file__).parents[2] / "traces" / "golden" / PROFILE.name
@@ -34,6 +36,7 @@ SHAPE = VmShape(irqchip="full", memory=(MemorySlot(gpa=0, size=4 << 20),), vcpus
 MSR = 0x4000_0000
 XEN_VERSION, SCHED_OP, POLL = 17, 29, 3
 VERSION = 0x4_0012
+BOOT_EVENTS = 1500
 ATTEMPTS = 3
 """A vCPU that the host's scheduler preempts shows as runnable where the recording says running."""
 
@@ -125,6 +128,17 @@ def test_a_rerecorded_golden_is_the_golden(name: str, host: DevKvmHost) -> None:
             break
         assert attempt < ATTEMPTS - 1
     assert (header.kernel, header.recorder, header.scope) == (os.uname().release, "kvm-host", "full")
+
+
+def test_a_real_guests_boot_replays_without_divergence(host: DevKvmHost) -> None:
+    """Pointers of a guest whose page tables no recording has lead to what the recording shows behind them."""
+    boots = {"linux-6.12": "@linux-boot", "linux-7.2": "@linux-boot-7.2", "linux-7.3": "@linux-boot-7.3"}
+    (path,) = find_traces(boots[PROFILE.name])
+    trace = suitable(path, host)
+    seen = list(observe_trace(trace, ReplayOptions(host=KVM, until=BOOT_EVENTS)))
+    calls = [one.event for one in seen if isinstance(one.event, Hypercall)]
+    assert any(call.behind and call.handled == "kernel" for call in calls)
+    assert not [observation.divergences for observation in seen if observation.divergences]
 
 
 @pytest.mark.parametrize("longmode", [True, False])
