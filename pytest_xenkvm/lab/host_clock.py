@@ -1,8 +1,8 @@
 """The frequency of the host's time stamp counter, which is the guest's, too.
 
-QEMU's TCG answers RDTSC with the host's counter. A kernel measures its frequency while it boots, and on a busy
-host it may find a fifth of it, or less: the guest's clocks then run at another pace than its timers. So the
-kernel is told.
+QEMU's TCG answers RDTSC with the host's counter. A kernel measures its frequency while it boots, and on a
+busy host it may find a fifth of it, or less: the guest's clocks then run at another pace than its timers.
+So the kernel is told.
 """
 
 from __future__ import annotations
