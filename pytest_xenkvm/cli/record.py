@@ -35,8 +35,8 @@ Examples:
   xenkvm record --clean                         remove what killed recordings have left in tracefs
   xenkvm record --host kvm @linux-boot -o again.xkt   do a trace again on this machine, which needs no root
 
-Recording running VMs takes root. The exit code is that of COMMAND (128 + N if signal N ended it); without a COMMAND 0, or 1 if
-no Xen VM was seen.
+Recording running VMs takes root. The exit code is that of COMMAND (128 + N if signal N ended it); without a
+COMMAND 0, or 1 if no Xen VM was seen.
 """
 
 

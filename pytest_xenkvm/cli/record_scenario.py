@@ -1,4 +1,4 @@
-"""`xenkvm record --host kvm SCENARIO`: a trace is done again on this machine's KVM, and recorded as it happens."""
+"""`xenkvm record --host kvm SCENARIO`: a trace is done again on this machine's KVM, and recorded."""
 
 from __future__ import annotations
 

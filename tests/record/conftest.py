@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from fake_tracefs import GUEST_PID, FakeKernel, pretend
+from fake_tracefs import GUEST_PID, FakeKernel, Recording, pretend
 
 from pytest_xenkvm.record.host import HostFacts
 from pytest_xenkvm.record.session import Recorder, Setup, recording
 
 FACTS = HostFacts(kernel="7.3.0-rc7", max_vcpus=4096, cpu_vendor="amd")
-
-Recording = Callable[..., AbstractContextManager[tuple[Recorder, Callable[[Iterable[str]], None]]]]
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +15,7 @@ import pytest
 from attrs import Factory, define
 
 from pytest_xenkvm.record import session, tracefs
+from pytest_xenkvm.record.session import Recorder
 from pytest_xenkvm.record.tracefs import Instance, Tracefs
 
 DATA: Final = Path(__file__).parent / "data"
@@ -22,6 +24,9 @@ TINY_GUEST: Final = (DATA / "tiny-guest-7.3.txt").read_text().splitlines()
 GUEST_VM: Final = "kvm=0xffff8880063fa000"
 GUEST_PID: Final = 95
 RECORDER_PID: Final = 93
+
+Recording = Callable[..., AbstractContextManager[tuple[Recorder, Callable[[Iterable[str]], None]]]]
+"""The fixture `recorded`."""
 
 _GROUPS: Final = ("kvm/kvm_xen_hypercall", "kvm/kvm_userspace_exit", "timer/hrtimer_start")
 _SCHED: Final = ("sched/sched_process_fork", "sched/sched_process_exit")

@@ -66,9 +66,14 @@ def test_a_cut_off_recording_is_read_up_to_its_last_whole_block(tmp_path: Path) 
 
 def test_a_failed_recording_is_closed(tmp_path: Path) -> None:
     """An exception in the middle of a recording leaves a whole trace of what there was."""
-    with pytest.raises(ZeroDivisionError), LiveXktWriter(tmp_path / "live.xkt", HEADER) as live:
-        live.write(CALLS[0])
-        raise ZeroDivisionError
+
+    def fail() -> None:
+        with LiveXktWriter(tmp_path / "live.xkt", HEADER) as live:
+            live.write(CALLS[0])
+            live.write(evolve(CALLS[1], cpl=9))
+
+    with pytest.raises(TraceError, match="cpl"):
+        fail()
     trace = open_trace(tmp_path / "live.xkt")
     assert (trace.header, list(trace.events())) == (HEADER, CALLS[:1])
 

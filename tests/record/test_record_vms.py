@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import Recording
-from fake_tracefs import GUEST_PID, GUEST_VM, RECORDER_PID, TINY_GUEST, FakeKernel
+from fake_tracefs import GUEST_PID, GUEST_VM, RECORDER_PID, TINY_GUEST, FakeKernel, Recording
 
 from pytest_xenkvm.cli.main import run
 from pytest_xenkvm.record import vm as vm_module

@@ -6,8 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import Recording
-from fake_tracefs import TINY_GUEST, FakeKernel, pretend
+from fake_tracefs import TINY_GUEST, FakeKernel, Recording, pretend
 
 from pytest_xenkvm.record import trial
 from pytest_xenkvm.record.errors import RecordError
