@@ -199,7 +199,7 @@ def test_a_live_import_gives_what_a_whole_one_gives() -> None:
 
 @pytest.mark.parametrize("full", [True, False])
 def test_a_call_that_does_not_return_holds_little_back(full: bool) -> None:  # noqa: FBT001
-    """What is held back for an outcome still to come is bounded: then the call counts as one without result."""
+    """What is held back for an outcome still to come is bounded: then the call has no result."""
     importer, held = live(), 50
     events: list[Event] = []
     for us in range(400):

@@ -8,12 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from fake_tracefs import GUEST_PID, FakeKernel, Recording, pretend
+from fake_tracefs import FACTS, GUEST_PID, FakeKernel, Recording, pretend
 
-from pytest_xenkvm.record.host import HostFacts
 from pytest_xenkvm.record.session import Recorder, Setup, recording
-
-FACTS = HostFacts(kernel="7.3.0-rc7", max_vcpus=4096, cpu_vendor="amd")
 
 
 @pytest.fixture

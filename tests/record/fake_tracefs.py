@@ -15,12 +15,14 @@ import pytest
 from attrs import Factory, define
 
 from pytest_xenkvm.record import session, tracefs
+from pytest_xenkvm.record.host import HostFacts
 from pytest_xenkvm.record.session import Recorder
 from pytest_xenkvm.record.tracefs import Instance, Tracefs
 
 DATA: Final = Path(__file__).parent / "data"
 TINY_GUEST: Final = (DATA / "tiny-guest-7.3.txt").read_text().splitlines()
 """All that Linux 7.3-rc7 told while tiny_guest.py made 6 hypercalls, the recorder's own trial before it."""
+FACTS: Final = HostFacts(kernel="7.3.0-rc7", max_vcpus=4096, cpu_vendor="amd")
 GUEST_VM: Final = "kvm=0xffff8880063fa000"
 GUEST_PID: Final = 95
 RECORDER_PID: Final = 93
