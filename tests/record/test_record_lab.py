@@ -104,7 +104,7 @@ def guest_of(stat: Path) -> bool:
 
 @pytest.mark.usefixtures("tracefs")
 def test_a_vm_that_runs_already(tmp_path: Path) -> None:
-    """Of a VM that was there before, the hypercalls are recorded with their results, and no more is claimed."""
+    """Of a VM that was there before, hypercalls are recorded with their results; no more is claimed."""
     path = tmp_path / "guest.xkt"
     with subprocess.Popen([*GUEST, "100000", "0.01"]) as guest:
         time.sleep(2)
