@@ -30,7 +30,7 @@ def recorded(kernel: FakeKernel, tmp_path: Path) -> Recording:
     def record(
         *, limit: int | None = None, members: Iterable[int] = (GUEST_PID,), everybody: bool = False
     ) -> Iterator[tuple[Recorder, Callable[[Iterable[str]], None]]]:
-        setup = Setup(tracefs=kernel.tracefs, buffer_kb=1024, name="xenkvm_1_2")
+        setup = Setup(tracefs=kernel.tracefs, buffer_kb=1024, name="xenkvm_1_2", follow=True)
         with recording(setup, FACTS, outputs=output, force=False, limit=limit) as recorder:
             recorder.family.everybody = everybody
             recorder.family.threads |= set(members)

@@ -57,6 +57,24 @@ def test_a_command_is_recorded(
     assert (kernel.probes, kernel.tracefs.instances()) == ([], [])
 
 
+def test_a_recording_that_fails(
+    kernel: FakeKernel, guest: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """If the trace can't be written, that is said, the command is waited for, and tracefs is as it was."""
+    done = f"import time; time.sleep(1); open({str(tmp_path / 'done')!r}, 'w'); exit"
+    program = [*guest, "0"]
+    program[2] = "import time; time.sleep(0.6)\n" + program[2].replace("sys.exit", done)
+    (tmp_path / "folder").mkdir()
+    output = tmp_path / "folder" / "out.xkt"
+    vanish = threading.Timer(0.2, (tmp_path / "folder").rmdir)
+    vanish.start()
+    assert run(["record", "--tracefs", str(kernel.root), "-o", str(output), "--", *program]) == 2
+    vanish.join()
+    assert "out.xkt: cannot be written: No such file or directory" in capsys.readouterr().err
+    assert (tmp_path / "done").exists()
+    assert (kernel.probes, kernel.tracefs.instances()) == ([], [])
+
+
 def test_a_command_that_a_signal_ends(kernel: FakeKernel, tmp_path: Path) -> None:
     """The exit code of a command that was killed is 128 and the signal's number, as shells have it."""
     kill = "import os; os.kill(os.getpid(), 9)"
