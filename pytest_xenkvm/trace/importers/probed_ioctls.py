@@ -9,7 +9,7 @@ from attrs import Factory, define, evolve
 
 from pytest_xenkvm.abi.layout import U64
 from pytest_xenkvm.abi.numbers import U64_MAX, HvmAttr
-from pytest_xenkvm.trace.events import Eventfd, Ioctl, JsonObject, NowPlus
+from pytest_xenkvm.trace.events import Eventfd, Ioctl, JsonObject
 from pytest_xenkvm.trace.importers.attributes import attribute, determined
 from pytest_xenkvm.trace.importers.config import Config
 from pytest_xenkvm.trace.importers.deliveries import Cause
@@ -197,7 +197,7 @@ class ProbedIoctls:
         """Say by how much the time was ahead that the TIMER attribute set, if the trace shows it."""
         slot = self.timeline.slots[ioctl.slot]
         if ioctl.expires is not None and isinstance(slot.event, Ioctl):
-            timer = {**slot.event.arg["timer"], "expires_ns": NowPlus(ioctl.expires - slot.ns)}
+            timer = {**slot.event.arg["timer"], "expires_ns": {"now_plus": ioctl.expires - slot.ns}}
             slot.event = evolve(slot.event, arg={**slot.event.arg, "timer": timer})
 
     def _known(self, slot: int, ret: int) -> Ioctl:

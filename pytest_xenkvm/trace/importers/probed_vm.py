@@ -158,8 +158,11 @@ class ProbedVm:
     def _routing(self, ioctl: OpenVmIoctl, ret: int) -> str | None:
         if not ioctl.routes and not self._xen_gsis:
             return _OTHER
-        if ret == 0:
-            self._xen_gsis = {route["gsi"] for route in ioctl.routes}
+        if ret != 0:
+            # The kernel stopped at the route that it refused, and changed nothing.
+            self.report.unknown["routes of a KVM_SET_GSI_ROUTING that was refused (left out)"] += 1
+            return None
+        self._xen_gsis = {route["gsi"] for route in ioctl.routes}
         self._event(ioctl, "KVM_SET_GSI_ROUTING", {"entries": ioctl.routes}, ret)
         return None
 
