@@ -65,7 +65,7 @@ def wakes(vcpu: ProbeVcpu, *ports: int) -> None:
     The timer may fire before a slow host gets to the poll, so that it has several tries.
     """
     __tracebackhide__ = True
-    for delay in (20 * MS, 200 * MS, SECOND):
+    for delay in (100 * MS, 500 * MS, 2 * SECOND):
         vcpu.vm.clear_events()
         vcpu.set_timer(PORT, NowPlus(delay))
         if blocked_for(vcpu, *ports, timeout=LONG) <= LONG - SECOND // 2:
