@@ -67,8 +67,9 @@ def change(vm: VmState, vcpu: VcpuState, state: int) -> None:
     elapsed = now - account.entry_time
     if elapsed >= 0 or not vm.profile.runstate_ignores_backward_clock:
         _add_elapsed(vm, vcpu, elapsed)
+        account.entry_time = now
     account.seen_run_delay = vcpu.run_delay
-    account.state, account.entry_time = state, now
+    account.state = state
     if vcpu.runstate_head.mapped is not None:
         write_guest(vm, vcpu, atomic=state == _RUNNABLE)
 

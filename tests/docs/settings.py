@@ -117,10 +117,13 @@ NOT_RUN: Final = {
     ("README.md", "python3 -m venv .venv && .venv/bin/pip install --quiet --editable"): (
         "runs these tests; .ci/run does it word for word"
     ),
+    ("docs/how-to/judge-a-kernel.md", "pytest --pyargs pytest_xenkvm.conformance --xenkvm-host=kvm"): (
+        "needs a kernel with Xen support; CI runs it in the lab"
+    ),
     ("docs/contributing.md", "python3 -m venv .venv"): _A_CHECKOUT,
     ("docs/contributing.md", "python -m pytest -n 2"): _A_CHECKOUT,
     ("docs/contributing.md", "python tools/reference_pages.py"): _A_CHECKOUT,
-    ("docs/contributing.md", "pytest --xenkvm-trace=@linux-boot"): "test_site.py runs it",
+    ("docs/contributing.md", "pytest linux-boot.xkt"): "test_site.py runs it",
     (
         "docs/contributing.md",
         "coverage run -m pytest",
