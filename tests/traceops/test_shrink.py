@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from attrs import evolve
-from parts import Part, diverging, judging, kernel_replay_of, labels, load, tampered
+from parts import diverging, judging, kernel_replay_of, labels, load, tampered
 
 from pytest_xenkvm.abi.numbers import U64_MAX
+from pytest_xenkvm.core.machine import XenExit
 from pytest_xenkvm.trace.events import Event, Header, Hypercall, Mem
 from pytest_xenkvm.trace.labels import event_label
 from pytest_xenkvm.traceops.failure import (
@@ -16,11 +15,13 @@ from pytest_xenkvm.traceops.failure import (
     ERROR,
     Judgement,
     NotFailing,
+    Part,
     Setting,
     find_failure,
 )
 from pytest_xenkvm.traceops.shrink import Shrunk, shrink
 from pytest_xenkvm.vmm.bundled.minimal import Minimal
+from pytest_xenkvm.vmm.handles import Vcpu
 
 EINVAL = U64_MAX - 21
 
@@ -65,7 +66,7 @@ def test_a_cause_that_no_set_up_shows() -> None:
     """What gave memory the content that a read found stays, however long before, and the rest goes."""
     golden = load("linux-7.3/random/seed-16")
 
-    def change(event: Any) -> Event:
+    def change(event: Mem) -> Event:
         return evolve(event, data=bytes([event.data[0] ^ 1]) + event.data[1:], mask=None)
 
     last = max(i for i, event in enumerate(golden.kept) if isinstance(event, Mem) and event.mask is None)
@@ -118,7 +119,7 @@ def test_another_kernel_is_needed_for_the_divergence() -> None:
 class _Surprised(Minimal):
     """A VMM that some port takes by surprise."""
 
-    def on_hypercall(self, vcpu: Any, xen_exit: Any) -> int | None:
+    def on_hypercall(self, vcpu: Vcpu, xen_exit: XenExit) -> int:
         if xen_exit.input == 33 and vcpu.index == 0:  # PHYSDEVOP_*
             raise LookupError(f"no GSI for call {xen_exit.params}")
         return super().on_hypercall(vcpu, xen_exit)
