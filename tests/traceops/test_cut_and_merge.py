@@ -21,6 +21,7 @@ from pytest_xenkvm.trace.events import (
     Event,
     Eventfd,
     EventfdRead,
+    EventfdWrite,
     Header,
     Hypercall,
     Mem,
@@ -90,17 +91,18 @@ def test_what_is_kept_of_the_past(boot: Part) -> None:
     assert all(event.inferred and event.ts == boot.kept[999].ts for event in state)
 
 
-def test_eventfds_keep_their_counts() -> None:
-    """What an eventfd had been signalled before the cut can be read in the piece."""
+def test_memory_and_eventfds_are_as_they_were() -> None:
+    """What was stored, and what an eventfd had been signalled, before the cut can be read in the piece."""
     events = [
         Eventfd(fd=7),
         Mem(op="write", gpa=0x3000, data=b"kept"),
+        EventfdWrite(fd=7, value=5),
         VcpuRun(vcpu=0),
-        EventfdRead(fd=7, value=0),
+        EventfdRead(fd=7, value=5),
         Mem(op="read", gpa=0x3000, data=b"kept"),
     ]
-    piece = cut(Part("small", HEADER, events), start=Point(index=3))
-    assert labels(piece.kept) == ["eventfd", "mem write", "eventfd_read", "mem read"]
+    piece = cut(Part("small", HEADER, events), start=Point(index=4))
+    assert labels(piece.kept) == ["eventfd", "mem write", "eventfd_write", "eventfd_read", "mem read"]
     assert new_divergences(piece, Part("small", HEADER, events)) == []
 
 
