@@ -12,7 +12,7 @@ from ftrace_text import CONFIG, DATA, call, hypercalls, imported, line
 from pytest_xenkvm.trace.errors import Malformed, TraceError
 from pytest_xenkvm.trace.events import Header
 from pytest_xenkvm.trace.files import write_trace
-from pytest_xenkvm.trace.importers import BPFTRACE_SCRIPT, lines, open_recording, text
+from pytest_xenkvm.trace.importers import BPFTRACE_SCRIPT, detect, lines, open_recording, text
 from pytest_xenkvm.trace.importers.tool_lines import BPFTRACE, PERF, TRACE_CMD
 
 TRACE_DAT = DATA / "one_run" / "trace.dat"
@@ -182,3 +182,26 @@ def test_syntaxes_are_told_apart() -> None:
     assert [syntax.recognises(perf) for syntax in (PERF, TRACE_CMD)] == [True, False]
     assert [syntax.recognises(trace_cmd) for syntax in (PERF, TRACE_CMD)] == [False, True]
     assert not TRACE_CMD.recognises(line(call(29, 0)))
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        "kvm_write_tsc_offset: vcpu=0 prev=0 next=18446743879395187032",
+        "kvm_update_master_clock: masterclock 0 hostclock tsc offsetmatched 0",
+        "hvm_evtchn_send_ret: (kvm_arch_vm_ioctl+0x4ce/0xe30 [kvm] <- kvm_xen_hvm_evtchn_send) ret=0",
+    ],
+)
+def test_long_names_are_not_padded(event: str) -> None:
+    """An event whose name fills trace-cmd's column looks the same in ftrace, so it doesn't show trace-cmd."""
+    assert detect([line(event), line(CONFIG)], path="recording") == "ftrace-kprobes"
+    trace = imported([line(event), line(call(29, 0).replace(": ", ":    ", 1))], "trace-cmd")
+    assert trace.report.skipped["other events"] == 1
+
+
+def test_recordings_without_any_event_are_refused() -> None:
+    """Lines that are events, but none of Xen's, make no trace."""
+    with pytest.raises(Malformed, match="no hypercall found, expected events kvm_xen_hypercall"):
+        imported([line("sched_switch: x")], "ftrace")
+    with pytest.raises(Malformed, match="neither hypercall nor Xen ioctl found"):
+        imported([line("sched_switch: x")], "ftrace-kprobes")

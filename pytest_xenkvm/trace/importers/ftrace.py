@@ -9,6 +9,7 @@ from typing import Final
 from attrs import Factory, define, evolve
 
 from pytest_xenkvm.abi.numbers import KVM_EXIT_XEN
+from pytest_xenkvm.trace.errors import Malformed
 from pytest_xenkvm.trace.events import Event, Header, Hypercall
 from pytest_xenkvm.trace.importers.ftrace_lines import FTRACE
 from pytest_xenkvm.trace.importers.given import check_header, given_shape
@@ -101,6 +102,8 @@ def import_ftrace(
         + report.lost_note(),
     )
     events: list[Event] = [*reader.events]
+    if not events:
+        raise Malformed("no hypercall found, expected events kvm_xen_hypercall", path)
     check_header(path, header, events)
     report.count(events)
     return Imported(header=header, events=events, report=report)

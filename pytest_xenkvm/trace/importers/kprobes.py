@@ -12,6 +12,7 @@ from typing import Final
 
 from attrs import define
 
+from pytest_xenkvm.trace.errors import Malformed
 from pytest_xenkvm.trace.importers.clock import GuestClock
 from pytest_xenkvm.trace.importers.config import Config
 from pytest_xenkvm.trace.importers.deliveries import Deliveries
@@ -126,6 +127,8 @@ class _Importer:
         self.ioctls.finish(intercepted=first is not None)
         header = self.machine.header(self.config, full=full)
         events = self.timeline.flatten()
+        if not events:
+            raise Malformed("neither hypercall nor Xen ioctl found, expected their probes", self.machine.path)
         check_header(self.machine.path, header, events)
         self.report.count(events)
         return Imported(header=header, events=events, report=self.report)
