@@ -20,7 +20,9 @@ FLOORS: Final = {
     "vmm": 3,
     "replay": 4,
     "rules": 5,
+    "lab": 6,
     "report": 6,
+    "traceops": 6,
     "cli": 7,
     "plugin": 7,
 }

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import click
 from attrs import evolve
 
 from pytest_xenkvm.abi.numbers import KVM_MAX_VCPUS_ALLOWED, PAGE_SIZE
 from pytest_xenkvm.cli.errors import UserError
+from pytest_xenkvm.cli.output import check_output, watched
 from pytest_xenkvm.core.profile import profile_for_release
 from pytest_xenkvm.trace.decode_values import text
 from pytest_xenkvm.trace.events import IRQCHIPS, VENDORS
@@ -33,12 +32,6 @@ from pytest_xenkvm.trace.importers import (
 )
 
 _UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-_OUTPUTS: Final = (".xkt", ".jsonl", ".jsonl.gz")
-_PROGRESS_STEP: Final = 10_000
-"""Lines, or events, between two signs of life."""
-
-T = TypeVar("T")
-
 _SOURCES: Final = "\n".join(f"  {name:16}{known.description}" for name, known in IMPORTERS.items())
 _EPILOG: Final = f"""\b
 Recordings (--from):
@@ -139,7 +132,7 @@ def import_(  # noqa: PLR0913 - an argument an option
     It is text, text compressed with gzip, or trace-cmd's trace.dat.
     """
     target = output or _default_output(recording)
-    _check_output(target, recording, force=force)
+    check_output(target, [recording], force=force, source="recording")
     path = str(recording)
     try:
         importers = all_importers()
@@ -149,12 +142,12 @@ def import_(  # noqa: PLR0913 - an argument an option
         importer = find_importer(source, importers)
     except ImporterError as error:
         raise UserError(str(error)) from error
-    lines = _watched(open_recording(recording), "lines read")
+    lines = watched(open_recording(recording), "lines read")
     imported = importer.run(lines, path=path, given=Given(**given))
     if answers is not None:
         imported = with_answers(imported, _answers(answers), path=str(answers))
     header = evolve(imported.header, notes="; ".join(filter(None, (notes, imported.header.notes))))
-    write_trace(target, header, _watched(imported.events, "events written"))
+    write_trace(target, header, watched(imported.events, "events written"))
     click.echo(str(imported.report), err=True)
     if header.kernel is None:
         click.echo(f"no --kernel given: replays as {profile_for_release(None).name} unless told", err=True)
@@ -170,23 +163,3 @@ def _answers(log: Path) -> Imported:
 def _default_output(recording: Path) -> Path:
     name = recording.name.removesuffix(".gz")
     return Path(name).with_suffix(".xkt")
-
-
-def _check_output(target: Path, recording: Path, *, force: bool) -> None:
-    if not target.name.endswith(_OUTPUTS):
-        raise UserError(f"{target}: a trace's name ends in .xkt, .jsonl or .jsonl.gz")
-    if target.exists() and target.samefile(recording):
-        raise UserError(f"{target}: is the recording itself; -o names another file")
-    if target.exists() and not force:
-        raise UserError(f"{target}: exists already; --force replaces it, -o names another file")
-
-
-def _watched(items: Iterable[T], what: str) -> Iterator[T]:
-    """Hand `items` through, and show on a terminal how many there have been."""
-    watched = sys.stderr.isatty()
-    for count, item in enumerate(items, 1):
-        if watched and count % _PROGRESS_STEP == 0:
-            click.echo(f"\r{count:,} {what}", nl=False, err=True)
-        yield item
-    if watched:
-        click.echo("\r\x1b[K", nl=False, err=True)

@@ -44,12 +44,12 @@ class Slot:
 class GuestMemory:
     """The memory slots of a VM. Addresses and sizes in bytes."""
 
-    def __init__(self, slots: Sequence[tuple[int, Buffer]]) -> None:
-        """Take `(gpa, buffer)` pairs that don't overlap."""
+    def __init__(self, slots: Sequence[tuple[int, Buffer]], hvas: Sequence[int] | None = None) -> None:
+        """Take `(gpa, buffer)` pairs that don't overlap, and where the host maps each, if it really does."""
         hva = HVA_BASE
         self.slots: list[Slot] = []
-        for gpa, buffer in slots:
-            self.slots.append(Slot(gpa, buffer, hva))
+        for index, (gpa, buffer) in enumerate(slots):
+            self.slots.append(Slot(gpa, buffer, hva if hvas is None else hvas[index]))
             hva += len(buffer)
 
     def has(self, gpa: int, size: int) -> bool:
