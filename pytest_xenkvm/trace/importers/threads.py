@@ -48,8 +48,9 @@ class Threads:
         return index
 
     def not_created(self, index: int) -> None:
-        """KVM_CREATE_VCPU failed."""
-        self.ids.pop(index, None)
+        """KVM_CREATE_VCPU failed; the vCPU may have been created by an earlier call."""
+        if index not in self._index_by_fd.values():
+            self.ids.pop(index, None)
 
     def has_fd(self, index: int, fd: int) -> None:
         """KVM_CREATE_VCPU gave the vCPU this descriptor."""
