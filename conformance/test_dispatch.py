@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_xenkvm.abi.numbers import U32_MAX, U64_MAX, Hypercall, HvmAttr, SchedOp, XenHvmFlag, XenVer
+from pytest_xenkvm.abi.numbers import U32_MAX, U64_MAX, HvmAttr, Hypercall, SchedOp, XenHvmFlag, XenVer
 
 from .kit.demands import FORWARDED
 from .kit.hosts import SWITCHED_OFF_AFTER, Builder
 from .kit.setting import ARGUMENT, MODES, MODES_32, Mode
 
-pytestmark = pytest.mark.source("kvm_xen_hypercall, kvm_xen_hypercall_complete_userspace, kvm_emulate_hypercall")
+pytestmark = pytest.mark.source(
+    "kvm_xen_hypercall, kvm_xen_hypercall_complete_userspace, kvm_emulate_hypercall"
+)
 
-SERVED = {Hypercall.set_timer_op, Hypercall.xen_version, Hypercall.vcpu_op, Hypercall.sched_op, Hypercall.event_channel_op}
-OTHERS = [number for number in [*range(64), 127, 128, 1000, 0x7FFF_FFFF, 0x8000_0000, U32_MAX] if number not in SERVED]
+SERVED = {
+    Hypercall.set_timer_op,
+    Hypercall.xen_version,
+    Hypercall.vcpu_op,
+    Hypercall.sched_op,
+    Hypercall.event_channel_op,
+}
+OTHERS = [
+    number
+    for number in [*range(64), 127, 128, 1000, 0x7FFF_FFFF, 0x8000_0000, U32_MAX]
+    if number not in SERVED
+]
 VERSION = 0x4_0011
 KVM_ENOSYS = -1000
 KVM_EPERM = -1
@@ -61,7 +73,9 @@ def test_privilege(new_vm: Builder, mode: Mode, cpl: int) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("answer", [0, 1, -38 & U64_MAX, 1 << 31, U32_MAX, 1 << 32, 1 << 63, U64_MAX], ids=hex)
+@pytest.mark.parametrize(
+    "answer", [0, 1, -38 & U64_MAX, 1 << 31, U32_MAX, 1 << 32, 1 << 63, U64_MAX], ids=hex
+)
 def test_the_vmms_answer(new_vm: Builder, mode: Mode, answer: int) -> None:
     """The guest finds the VMM's answer in RAX, in the width of its mode."""
     vcpu = new_vm.ready().vcpus[0]

@@ -12,7 +12,9 @@ from pytest_xenkvm.abi.numbers import INVALID_GFN, INVALID_GPA, PAGE_SIZE, U32_M
 from .kit.hosts import Builder
 from .kit.setting import NOWHERE, SHARED_INFO, VCPU_INFO
 
-pytestmark = pytest.mark.source("kvm_xen_hvm_evtchn_send, kvm_xen_set_evtchn_fast; Xen's public/event_channel.h")
+pytestmark = pytest.mark.source(
+    "kvm_xen_hvm_evtchn_send, kvm_xen_set_evtchn_fast; Xen's public/event_channel.h"
+)
 
 LAYOUTS = pytest.mark.parametrize("long_mode", [True, False], ids=["64-bit", "32-bit"])
 
@@ -23,8 +25,8 @@ def ports(long_mode: bool) -> list[int]:  # noqa: FBT001 - a parameter of probes
 
 
 @LAYOUTS
-def test_delivered(new_vm: Builder, long_mode: bool) -> None:  # noqa: FBT001
-    """An event sets its port's pending bit, its word's selector bit and evtchn_upcall_pending, nothing else."""
+def test_delivered(new_vm: Builder, *, long_mode: bool) -> None:
+    """An event sets its port's pending bit, its word's selector bit and evtchn_upcall_pending, no more."""
     vm = new_vm.ready(long_mode=long_mode)
     for port in ports(long_mode):
         vm.send(port)
@@ -34,7 +36,7 @@ def test_delivered(new_vm: Builder, long_mode: bool) -> None:  # noqa: FBT001
 
 
 @LAYOUTS
-def test_ports_add_up(new_vm: Builder, long_mode: bool) -> None:  # noqa: FBT001
+def test_ports_add_up(new_vm: Builder, *, long_mode: bool) -> None:
     """Events add to those that are pending."""
     vm = new_vm.ready(long_mode=long_mode)
     for port in ports(long_mode):
@@ -45,7 +47,7 @@ def test_ports_add_up(new_vm: Builder, long_mode: bool) -> None:  # noqa: FBT001
 
 @LAYOUTS
 @pytest.mark.parametrize("port", [0, 1024, 1025, 4096, 0x7FFF_FFFF, 0x8000_0000, U32_MAX])
-def test_ports_out_of_range(new_vm: Builder, long_mode: bool, port: int) -> None:  # noqa: FBT001
+def test_ports_out_of_range(new_vm: Builder, *, long_mode: bool, port: int) -> None:
     """Port 0 and ports from the layout's limit on (4096, or 1024 in 32 bits) are -EINVAL."""
     vm = new_vm.ready(long_mode=long_mode)
     valid = 0 < port < (4096 if long_mode else 1024)
@@ -78,7 +80,7 @@ def test_target_is_a_kvm_id(new_vm: Builder) -> None:
 
 
 @LAYOUTS
-def test_coalesced(new_vm: Builder, long_mode: bool) -> None:  # noqa: FBT001
+def test_coalesced(new_vm: Builder, *, long_mode: bool) -> None:
     """An event whose port is pending already is accepted and changes nothing."""
     vm = new_vm.ready(long_mode=long_mode)
     vm.send(5)
@@ -89,7 +91,7 @@ def test_coalesced(new_vm: Builder, long_mode: bool) -> None:  # noqa: FBT001
 
 
 @LAYOUTS
-def test_masked(new_vm: Builder, long_mode: bool) -> None:  # noqa: FBT001
+def test_masked(new_vm: Builder, *, long_mode: bool) -> None:
     """An event of a masked port is accepted and becomes pending, but isn't announced, nor is a second one."""
     vm = new_vm.ready(long_mode=long_mode)
     for port in ports(long_mode):
@@ -102,7 +104,7 @@ def test_masked(new_vm: Builder, long_mode: bool) -> None:  # noqa: FBT001
 
 
 @LAYOUTS
-def test_mask_is_the_ports_own(new_vm: Builder, long_mode: bool) -> None:  # noqa: FBT001
+def test_mask_is_the_ports_own(new_vm: Builder, *, long_mode: bool) -> None:
     """Only the mask bit of the event's own port counts, where its layout has it."""
     vm = new_vm.ready(long_mode=long_mode)
     for port in ports(long_mode):
@@ -113,7 +115,7 @@ def test_mask_is_the_ports_own(new_vm: Builder, long_mode: bool) -> None:  # noq
 
 
 @LAYOUTS
-def test_announced_once(new_vm: Builder, long_mode: bool) -> None:  # noqa: FBT001
+def test_announced_once(new_vm: Builder, *, long_mode: bool) -> None:
     """If the word's selector bit is set already, evtchn_upcall_pending is left as the guest has it."""
     vm = new_vm.ready(long_mode=long_mode)
     vm.send(5)
@@ -172,7 +174,7 @@ def test_irqchip_makes_no_difference(new_vm: Builder) -> None:
 
 
 @LAYOUTS
-def test_deferred(new_vm: Builder, long_mode: bool) -> None:  # noqa: FBT001
+def test_deferred(new_vm: Builder, *, long_mode: bool) -> None:
     """Without vcpu_info selector bits are kept, and announced when the vCPU enters the guest with one."""
     vm = new_vm.ready(long_mode=long_mode)
     vcpu = vm.vcpus[0]

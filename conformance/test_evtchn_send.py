@@ -14,8 +14,8 @@ from pytest_xenkvm.abi.numbers import (
     U64_MAX,
     EvtchnOp,
     EvtchnStat,
-    Hypercall,
     HvmAttr,
+    Hypercall,
     XenHvmFlag,
 )
 

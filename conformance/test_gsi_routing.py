@@ -18,7 +18,9 @@ from pytest_xenkvm.abi.numbers import (
 from .kit.hosts import Builder
 from .kit.setting import MS, OTHER_SHARED_INFO, VCPU_INFO
 
-pytestmark = pytest.mark.source("kvm_xen_setup_evtchn, evtchn_set_fn, kvm_set_irq_routing, kvm_irqfd, kvm_vm_ioctl_irq_line")
+pytestmark = pytest.mark.source(
+    "kvm_xen_setup_evtchn, evtchn_set_fn, kvm_set_irq_routing, kvm_irqfd, kvm_vm_ioctl_irq_line"
+)
 
 IRQCHIPS = pytest.mark.parametrize("irqchip", ["split", "full"])
 DEASSIGN = KVM_IRQFD_FLAG_DEASSIGN
@@ -27,7 +29,7 @@ NO_SUCH_FD = 77
 
 @IRQCHIPS
 @pytest.mark.parametrize("long_mode", [True, False], ids=["64-bit", "32-bit"])
-def test_line(new_vm: Builder, irqchip: str, long_mode: bool) -> None:  # noqa: FBT001
+def test_line(new_vm: Builder, *, irqchip: str, long_mode: bool) -> None:
     """A GSI's line delivers the event that it is routed to, to a vCPU by its KVM id."""
     vm = new_vm.ready(ids=(5, 6), irqchip=irqchip, long_mode=long_mode)
     vm.route((5, 40, 6), (6, 1023, 5))

@@ -10,8 +10,8 @@ from pytest_xenkvm.abi.numbers import (
     KVM_CAP_XEN_HVM,
     SETTABLE_HVM_FLAGS,
     U32_MAX,
-    Hypercall,
     HvmAttr,
+    Hypercall,
     VcpuAttr,
     XenHvmFlag,
 )

@@ -6,7 +6,7 @@ from errno import EFAULT
 
 import pytest
 
-from pytest_xenkvm.abi.numbers import PAGE_SIZE, U32_MAX, Hypercall, HvmAttr, XenHvmFlag, XenVer
+from pytest_xenkvm.abi.numbers import PAGE_SIZE, U32_MAX, HvmAttr, Hypercall, XenHvmFlag, XenVer
 
 from .kit.demands import FORWARDED
 from .kit.hosts import Builder
@@ -108,7 +108,7 @@ def pattern(number: int) -> bytes:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_blob(new_vm: Builder, mode: Mode) -> None:
-    """Without INTERCEPT_HCALL the low 12 bits number a page of the blob of the guest's mode, which is copied."""
+    """Without INTERCEPT_HCALL the low 12 bits number a page of the guest's mode's blob, which is copied."""
     vm = new_vm()
     for number in range(3):
         vm.store(BLOB + number * PAGE_SIZE, pattern(number))

@@ -92,7 +92,7 @@ def test_latched_by_a_write_that_fails(new_vm: Builder, value: int) -> None:
 
 
 def test_latch_writes_the_wall_clock(new_vm: Builder) -> None:
-    """A latch that changes LONG_MODE writes the wall clock in the new layout; one that doesn't writes none."""
+    """A latch that changes LONG_MODE writes the wall clock in the new layout; others write none."""
     vm = new_vm()
     vm.config()
     vm.set(HvmAttr.SHARED_INFO, GFN)
@@ -106,7 +106,7 @@ def test_latch_writes_the_wall_clock(new_vm: Builder) -> None:
 
 
 def test_latch_with_refused_shared_info(new_vm: Builder) -> None:
-    """With a shared_info that was refused the latching write takes #GP; it latches, and a second one is fine."""
+    """With a shared_info that was refused the write takes #GP, but latches, and a second one is fine."""
     vm = new_vm()
     vm.config()
     vm.set(HvmAttr.SHARED_INFO, NOWHERE // PAGE_SIZE, ret=-EFAULT)

@@ -12,7 +12,9 @@ from .kit.demands import FORWARDED
 from .kit.hosts import Builder
 from .kit.setting import MS, RUNSTATE, SHARED_INFO, TIME_INFO, VCPU_INFO
 
-pytestmark = pytest.mark.source("kvm_xen_hvm_get_attr, kvm_xen_vcpu_get_attr; kvm_xen_init_vcpu (commit c10bd49bdcc9, Linux 7.3)")
+pytestmark = pytest.mark.source(
+    "kvm_xen_hvm_get_attr, kvm_xen_vcpu_get_attr; kvm_xen_init_vcpu (commit c10bd49bdcc9, Linux 7.3)"
+)
 
 SURVIVE = {"rule": "migration.attributes-survive", "family": "migration", "level": "MUST"}
 UNSET = {"rule": "migration.unset-id-refused", "family": "migration", "level": "MUST"}
@@ -20,7 +22,7 @@ UNSET = {"rule": "migration.unset-id-refused", "family": "migration", "level": "
 
 @pytest.mark.xenkvm(**SURVIVE)
 @pytest.mark.parametrize("by_hva", [False, True], ids=["by gpa", "by hva"])
-def test_everything_set(new_vm: Builder, by_hva: bool) -> None:  # noqa: FBT001
+def test_everything_set(new_vm: Builder, *, by_hva: bool) -> None:
     """Every attribute that can be read holds the same on a VM that it is written to."""
     vm = new_vm.timers(ids=(0, 3))
     vm.set(HvmAttr.XEN_VERSION, 0x4_0011)
@@ -40,7 +42,7 @@ def test_everything_set(new_vm: Builder, by_hva: bool) -> None:  # noqa: FBT001
 
 @pytest.mark.xenkvm(**SURVIVE)
 @pytest.mark.parametrize("long_mode", [True, False], ids=["64-bit", "32-bit"])
-def test_nearly_nothing_set(new_vm: Builder, long_mode: bool) -> None:  # noqa: FBT001
+def test_nearly_nothing_set(new_vm: Builder, *, long_mode: bool) -> None:
     """What was never set is as before on the other VM, too."""
     vm = new_vm(vcpus=2)
     vm.wait(MS)

@@ -22,7 +22,7 @@ NO_SUCH_FD = 77
 
 
 @LAYOUTS
-def test_bounds_of_the_port(new_vm: Builder, long_mode: bool) -> None:  # noqa: FBT001
+def test_bounds_of_the_port(new_vm: Builder, *, long_mode: bool) -> None:
     """Outbound ports are 1 up to the layout's limit; others are -EINVAL, in whatever is done to them."""
     vm = new_vm.ready(long_mode=long_mode)
     limit = 4096 if long_mode else 1024
@@ -34,7 +34,7 @@ def test_bounds_of_the_port(new_vm: Builder, long_mode: bool) -> None:  # noqa: 
 
 
 @LAYOUTS
-def test_bounds_of_the_target(new_vm: Builder, long_mode: bool) -> None:  # noqa: FBT001
+def test_bounds_of_the_target(new_vm: Builder, *, long_mode: bool) -> None:
     """The local port that an interdomain channel is delivered to is below the layout's limit, too."""
     vm = new_vm.ready(long_mode=long_mode)
     limit = 4096 if long_mode else 1024

@@ -37,7 +37,9 @@ def test_aliases(new_vm: Builder, upper: int) -> None:
     vcpu.timer_is(20, 1 << 62)
 
 
-@pytest.mark.parametrize("pointer", [ARGUMENT | upper for upper in UNMAPPED] + HOLES + [2**64 - 1, 2**64 - 4096], ids=hex)
+@pytest.mark.parametrize(
+    "pointer", [ARGUMENT | upper for upper in UNMAPPED] + HOLES + [2**64 - 1, 2**64 - 4096], ids=hex
+)
 def test_nothing_there(new_vm: Builder, pointer: int) -> None:
     """A pointer to nothing is -EFAULT, and changes nothing."""
     vm = new_vm.timers()

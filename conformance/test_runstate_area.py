@@ -72,7 +72,7 @@ def test_none_at_first(new_vm: Builder) -> None:
 @MODES
 @FLAG
 @pytest.mark.parametrize("offset", [0x100, 0x101, 0x104, 0x107, "last"])
-def test_within_a_page(new_vm: Builder, long_mode: bool, flag: int, offset: int | str) -> None:  # noqa: FBT001
+def test_within_a_page(new_vm: Builder, *, long_mode: bool, flag: int, offset: int | str) -> None:
     """The copy is written when RUNSTATE_ADDR is set, at any alignment, and at each change of state."""
     vm = vm_with(new_vm, long_mode=long_mode, flag=flag)
     vcpu = vm.vcpus[0]
@@ -88,7 +88,7 @@ def test_within_a_page(new_vm: Builder, long_mode: bool, flag: int, offset: int 
 
 @MODES
 @FLAG
-def test_across_pages(new_vm: Builder, long_mode: bool, flag: int) -> None:  # noqa: FBT001
+def test_across_pages(new_vm: Builder, *, long_mode: bool, flag: int) -> None:
     """The copy may cross a page anywhere; all of it is kept up to date."""
     vm = vm_with(new_vm, long_mode=long_mode, flag=flag)
     vcpu = vm.vcpus[0]
@@ -105,7 +105,9 @@ def test_across_pages(new_vm: Builder, long_mode: bool, flag: int) -> None:  # n
 
 
 @FLAG
-@pytest.mark.parametrize(("gpa", "padding"), [(RUNSTATE + 0x100, FILL), (END - 20, 0)], ids=["inside", "across"])
+@pytest.mark.parametrize(
+    ("gpa", "padding"), [(RUNSTATE + 0x100, FILL), (END - 20, 0)], ids=["inside", "across"]
+)
 def test_padding(new_vm: Builder, gpa: int, padding: int, flag: int) -> None:
     """The 64-bit layout's padding is kept within a page, and zeroed when the copy crosses one."""
     vm = vm_with(new_vm, long_mode=True, flag=flag)
@@ -115,7 +117,7 @@ def test_padding(new_vm: Builder, gpa: int, padding: int, flag: int) -> None:
 
 
 @MODES
-def test_data_doesnt_write(new_vm: Builder, long_mode: bool) -> None:  # noqa: FBT001
+def test_data_doesnt_write(new_vm: Builder, *, long_mode: bool) -> None:
     """RUNSTATE_DATA doesn't write the copy; RUNSTATE_ADJUST does, also if it keeps the state."""
     vm = vm_with(new_vm, long_mode=long_mode)
     vcpu, gpa = vm.vcpus[0], RUNSTATE + 0x100
@@ -130,7 +132,7 @@ def test_data_doesnt_write(new_vm: Builder, long_mode: bool) -> None:  # noqa: F
 
 
 @MODES
-def test_switched_off(new_vm: Builder, long_mode: bool) -> None:  # noqa: FBT001
+def test_switched_off(new_vm: Builder, *, long_mode: bool) -> None:
     """INVALID_GPA switches the copy off, within a page and across two, also if there is none."""
     vm = vm_with(new_vm, long_mode=long_mode)
     vcpu = vm.vcpus[0]
@@ -158,7 +160,7 @@ def test_without_memory(new_vm: Builder, gpa: int) -> None:
 
 
 @MODES
-def test_end_of_memory(new_vm: Builder, long_mode: bool) -> None:  # noqa: FBT001
+def test_end_of_memory(new_vm: Builder, *, long_mode: bool) -> None:
     """The copy may end with memory: a byte further on is -EFAULT."""
     vm = vm_with(new_vm, long_mode=long_mode)
     vcpu, size = vm.vcpus[0], LAYOUTS[long_mode].size

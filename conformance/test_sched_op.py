@@ -12,8 +12,8 @@ from pytest_xenkvm.abi.numbers import (
     PAGE_SIZE,
     SCHED_POLL_MAX_PORTS,
     U32_MAX,
-    Hypercall,
     HvmAttr,
+    Hypercall,
     SchedOp,
     VcpuAttr,
     XenHvmFlag,
@@ -25,7 +25,9 @@ from .kit.hosts import Builder
 from .kit.setting import ARGUMENT, MEMORY, MODES, MODES_32, MS, NOWHERE, SECOND, SHARED_INFO, Mode
 from .kit.vcpu import ProbeVcpu, guest_layout
 
-pytestmark = pytest.mark.source("kvm_xen_hcall_sched_op, kvm_xen_schedop_poll; Xen's public/sched.h: SCHEDOP_poll")
+pytestmark = pytest.mark.source(
+    "kvm_xen_hcall_sched_op, kvm_xen_schedop_poll; Xen's public/sched.h: SCHEDOP_poll"
+)
 
 LONG = 3 * SECOND
 """A timeout (ns) that nobody waits for."""
@@ -132,7 +134,7 @@ def test_upper_halves_of_a_32_bit_call(new_vm: Builder, mode: Mode) -> None:
 
 @pytest.mark.parametrize("ports", [(20,), (6, 20)], ids=str)
 @pytest.mark.parametrize("masked", [True, False], ids=["masked", "unmasked"])
-def test_own_timer_wakes(new_vm: Builder, ports: tuple[int, ...], masked: bool) -> None:  # noqa: FBT001
+def test_own_timer_wakes(new_vm: Builder, *, ports: tuple[int, ...], masked: bool) -> None:
     """The event of a polled port ends the poll when it comes, masked or not."""
     vm = new_vm.timers()
     if masked:
@@ -246,7 +248,9 @@ def test_number_of_ports(new_vm: Builder, mode: Mode) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("array", "count"), [(NOWHERE, 1), (NOWHERE, 128), (MEMORY - 4, 2), (MEMORY - 2, 1)], ids=str)
+@pytest.mark.parametrize(
+    ("array", "count"), [(NOWHERE, 1), (NOWHERE, 128), (MEMORY - 4, 2), (MEMORY - 2, 1)], ids=str
+)
 def test_unreadable_ports(new_vm: Builder, array: int, count: int, mode: Mode) -> None:
     """Ports that can't be read are -EFAULT."""
     vcpu = new_vm.ready().vcpus[0]
@@ -261,7 +265,7 @@ def test_no_ports(new_vm: Builder, mode: Mode) -> None:
 
 @pytest.mark.parametrize("long_mode", [True, False], ids=["64-bit", "32-bit"])
 @pytest.mark.parametrize("caller", MODES)
-def test_ports_out_of_range(new_vm: Builder, caller: Mode, long_mode: bool) -> None:  # noqa: FBT001
+def test_ports_out_of_range(new_vm: Builder, *, caller: Mode, long_mode: bool) -> None:
     """A port from the layout's limit on is -EINVAL, wherever it stands; port 0 and the last one are fine."""
     vm = new_vm.ready(long_mode=long_mode)
     vcpu = vm.vcpus[0]

@@ -58,7 +58,9 @@ def test_by_hva(new_vm: Builder) -> None:
 
 
 @pytest.mark.parametrize("on", ["gfn", "hva"])
-@pytest.mark.parametrize(("attribute", "off"), [(HvmAttr.SHARED_INFO, INVALID_GFN), (HvmAttr.SHARED_INFO_HVA, 0)])
+@pytest.mark.parametrize(
+    ("attribute", "off"), [(HvmAttr.SHARED_INFO, INVALID_GFN), (HvmAttr.SHARED_INFO_HVA, 0)]
+)
 def test_switched_off(new_vm: Builder, on: str, attribute: int, off: int) -> None:
     """INVALID_GFN, or host address 0, switches shared_info off, however it was set, and also if it is off."""
     vm = new_vm()
@@ -118,7 +120,9 @@ def test_gfn_without_memory(new_vm: Builder, gfn: int) -> None:
     vm.pending(5)
 
 
-@pytest.mark.parametrize(("gfn", "frame"), [(1 << 52 | GFN, GFN), (1 << 63 | OTHER_GFN, OTHER_GFN), (1 << 52, 0)])
+@pytest.mark.parametrize(
+    ("gfn", "frame"), [(1 << 52 | GFN, GFN), (1 << 63 | OTHER_GFN, OTHER_GFN), (1 << 52, 0)]
+)
 def test_gfn_is_shifted(new_vm: Builder, gfn: int, frame: int) -> None:
     """A frame number is shifted without a check: its bits from 52 on are lost."""
     vm = new_vm()
@@ -153,7 +157,8 @@ def test_wall_clock(new_vm: Builder, by: str, long_mode: int, place: int, other:
 
 
 @pytest.mark.parametrize(
-    ("before", "after"), [(0, 2), (1, 4), (2, 4), (7, 10), (U32_MAX - 1, 0), (U32_MAX, 2), (0x8000_0001, 0x8000_0004)]
+    ("before", "after"),
+    [(0, 2), (1, 4), (2, 4), (7, 10), (U32_MAX - 1, 0), (U32_MAX, 2), (0x8000_0001, 0x8000_0004)],
 )
 def test_wall_clock_version(new_vm: Builder, before: int, after: int) -> None:
     """The wall clock's version goes from what the page holds to the second number behind, an even one."""

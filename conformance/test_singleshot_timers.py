@@ -13,7 +13,7 @@ from pytest_xenkvm.trace.events import NowPlus
 from .kit.demands import FORWARDED
 from .kit.hosts import Builder
 from .kit.setting import ARGUMENT, MEMORY, MODES, MODES_32, MS, NOWHERE, SECOND, Mode
-from .kit.vcpu import ARMED
+from .kit.vcpu import ARMED, Time
 
 pytestmark = pytest.mark.source("kvm_xen_hcall_vcpu_op; Xen's public/vcpu.h: VCPUOP_set_singleshot_timer")
 
@@ -104,9 +104,7 @@ def test_argument_at_the_end_of_memory(new_vm: Builder, mode: Mode, size: int) -
 
 
 @pytest.mark.xenkvm(rule="forwarded-timers.numbers-are-32-bit", **RULE)
-@pytest.mark.parametrize(
-    ("op_high", "id_high"), [(0, 1), (0, U32_MAX), (1, 0), (0x8000_0000, 0x10)], ids=str
-)
+@pytest.mark.parametrize(("op_high", "id_high"), [(0, 1), (0, U32_MAX), (1, 0), (0x8000_0000, 0x10)], ids=str)
 def test_numbers_lose_their_upper_halves(new_vm: Builder, op_high: int, id_high: int) -> None:
     """Sub-op and vCPU number of a 64-bit call are compared without their bits 32 to 63."""
     vcpu = new_vm.timers().vcpus[0]
@@ -194,7 +192,14 @@ def test_exit_has_whole_registers(new_vm: Builder) -> None:
     vcpu.call(Hypercall.vcpu_op, *args, answers=FORWARDED)
 
 
-PAST = {"0": 0, "1 ns": 1, "now": NowPlus(0), "just past": NowPlus(-1000), "negative": U64_MAX, "far back": (1 << 63) + 3600 * SECOND}
+PAST: dict[str, Time] = {
+    "0": 0,
+    "1 ns": 1,
+    "now": NowPlus(0),
+    "just past": NowPlus(-1000),
+    "negative": U64_MAX,
+    "far back": (1 << 63) + 3600 * SECOND,
+}
 
 
 @pytest.mark.xenkvm(rule="forwarded-timers.own-id-in-kernel", **RULE)

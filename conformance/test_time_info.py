@@ -13,7 +13,9 @@ from .kit.hosts import Builder
 from .kit.setting import LAST_PAGE, MEMORY, MS, NOWHERE, SHARED_INFO, TIME_INFO, VCPU_INFO
 from .kit.vm import DEFAULT_FLAGS, ProbeVm
 
-pytestmark = pytest.mark.source("kvm_xen_vcpu_set_attr(VCPU_TIME_INFO), kvm_guest_time_update; Xen's public/xen.h")
+pytestmark = pytest.mark.source(
+    "kvm_xen_vcpu_set_attr(VCPU_TIME_INFO), kvm_guest_time_update; Xen's public/xen.h"
+)
 
 SIZE = 32
 FLAGS = 29
@@ -31,7 +33,9 @@ def test_off_at_first(new_vm: Builder) -> None:
     new_vm().vcpus[0].get(VcpuAttr.VCPU_TIME_INFO, INVALID_GPA)
 
 
-@pytest.mark.parametrize("gpa", [TIME_INFO, TIME_INFO + 1, TIME_INFO + PAGE_SIZE - SIZE, LAST_PAGE, 0], ids=hex)
+@pytest.mark.parametrize(
+    "gpa", [TIME_INFO, TIME_INFO + 1, TIME_INFO + PAGE_SIZE - SIZE, LAST_PAGE, 0], ids=hex
+)
 def test_written_at_the_next_entry(new_vm: Builder, gpa: int) -> None:
     """The structure is written at the vCPU's next entry, at any address whose 32 bytes lie in a page."""
     vm = new_vm.ready()
@@ -111,6 +115,21 @@ def test_the_same_clock_in_vcpu_info(new_vm: Builder) -> None:
         vm.fail(f"{in_info} in both", f"VCPU_TIME_INFO holds {in_time}", 0)
 
 
+@pytest.mark.parametrize("by", [VcpuAttr.VCPU_INFO, VcpuAttr.VCPU_INFO_HVA], ids=["gpa", "hva"])
+def test_vcpu_info_renews_the_clock(new_vm: Builder, by: int) -> None:
+    """Setting vcpu_info has the clock in it written at the vCPU's next entry, and only then."""
+    vm = new_vm.ready()
+    vcpu = vm.vcpus[0]
+    vcpu.run()
+    version = clock(vm, IN_VCPU_INFO)[0]
+    vcpu.set(by, VCPU_INFO if by == VcpuAttr.VCPU_INFO else {"gpa": VCPU_INFO})
+    if clock(vm, IN_VCPU_INFO)[0] != version:
+        vm.fail("the clock is left alone until the entry", f"{clock(vm, IN_VCPU_INFO)}", 0)
+    vcpu.run()
+    if clock(vm, IN_VCPU_INFO)[0] != version + 2:
+        vm.fail(f"a clock with version {version + 2}", f"{clock(vm, IN_VCPU_INFO)}", 0)
+
+
 def test_version_goes_on(new_vm: Builder) -> None:
     """Each update makes the version the second number behind what it was, an even one."""
     vm = new_vm.ready()
@@ -134,8 +153,13 @@ def test_unstable_flag(new_vm: Builder) -> None:
     for place in (TIME_INFO, IN_VCPU_INFO):
         if clock(vm, place)[-1] & PVCLOCK_TSC_STABLE:
             vm.fail("a clock without PVCLOCK_TSC_STABLE", f"{clock(vm, place)}", 0)
-    if clock(vm, TIME_INFO)[0] == version:
+    renewed = clock(vm, TIME_INFO)[0]
+    if renewed == version:
         vm.fail("a clock that was renewed", f"{clock(vm, TIME_INFO)}", 0)
+    vm.config(flags=DEFAULT_FLAGS & ~XenHvmFlag.EVTCHN_SEND | XenHvmFlag.PVCLOCK_TSC_UNSTABLE)
+    vcpu.run()
+    if clock(vm, TIME_INFO)[0] != renewed:
+        vm.fail("a clock that is left alone by other flags", f"{clock(vm, TIME_INFO)}", 0)
 
 
 @pytest.mark.parametrize("place", [TIME_INFO, IN_VCPU_INFO], ids=["VCPU_TIME_INFO", "vcpu_info"])

@@ -11,15 +11,22 @@ from pytest_xenkvm.trace.events import NowPlus
 
 from .kit.hosts import Builder
 from .kit.setting import MS, NOWHERE, SECOND, SHARED_INFO
-from .kit.vcpu import ARMED
+from .kit.vcpu import ARMED, Time
 from .kit.vm import ProbeVm
 
 pytestmark = pytest.mark.source(
-    "kvm_xen_vcpu_set_attr(TIMER), kvm_xen_vcpu_get_attr(TIMER), xen_timer_callback, kvm_xen_inject_timer_irqs"
+    "kvm_xen_vcpu_set_attr(TIMER), kvm_xen_vcpu_get_attr(TIMER), xen_timer_callback, "
+    "kvm_xen_inject_timer_irqs"
 )
 
 GFN = SHARED_INFO // PAGE_SIZE
-PAST = {"1 ns": 1, "now": NowPlus(0), "just past": NowPlus(-1000), "negative": U64_MAX, "far back": (1 << 63) + 3600 * SECOND}
+PAST: dict[str, Time] = {
+    "1 ns": 1,
+    "now": NowPlus(0),
+    "just past": NowPlus(-1000),
+    "negative": U64_MAX,
+    "far back": (1 << 63) + 3600 * SECOND,
+}
 
 
 def test_none_at_first(new_vm: Builder) -> None:
@@ -93,7 +100,7 @@ def test_past_fires_at_once(new_vm: Builder, past: str) -> None:
 
 
 @pytest.mark.parametrize("long_mode", [True, False], ids=["64-bit", "32-bit"])
-def test_fires_when_due(new_vm: Builder, long_mode: bool) -> None:  # noqa: FBT001
+def test_fires_when_due(new_vm: Builder, *, long_mode: bool) -> None:
     """A timer that is armed by the VMM fires when its time has come, on its vCPU."""
     vm = new_vm.ready(ids=(3, 1), long_mode=long_mode)
     vm.vcpus[1].set_timer(40, NowPlus(5 * MS))

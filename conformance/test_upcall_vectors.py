@@ -13,7 +13,8 @@ from .kit.hosts import Builder
 from .kit.setting import MS, SHARED_INFO, VCPU_INFO
 
 pytestmark = pytest.mark.source(
-    "kvm_xen_has_interrupt, kvm_xen_inject_vcpu_vector, kvm_xen_hvm_set_attr and kvm_xen_vcpu_set_attr(UPCALL_VECTOR)"
+    "kvm_xen_has_interrupt, kvm_xen_inject_vcpu_vector; UPCALL_VECTOR in kvm_xen_hvm_set_attr and "
+    "kvm_xen_vcpu_set_attr"
 )
 
 VM_WIDE, OWN, SECOND_OWN = 0x31, 0x61, 0x62

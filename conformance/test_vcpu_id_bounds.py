@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from errno import EINVAL
 
 import pytest
@@ -28,7 +29,7 @@ def test_valid_ids_are_accepted(new_vm: Builder, offset: int | None) -> None:
     vm.vcpus[0].get(VcpuAttr.VCPU_ID, xen_id)
 
 
-BEYOND = {
+BEYOND: dict[str, Callable[[int], int]] = {
     "KVM_MAX_VCPUS": lambda bound: bound,
     "KVM_MAX_VCPUS + 1": lambda bound: bound + 1,
     "2^31 - 1": lambda _bound: 0x7FFF_FFFF,

@@ -11,7 +11,9 @@ from pytest_xenkvm.abi.numbers import INVALID_GPA, PAGE_SIZE, VcpuAttr
 from .kit.hosts import Builder
 from .kit.setting import LAST_PAGE, MEMORY, NOWHERE, SHARED_INFO, VCPU_INFO
 
-pytestmark = pytest.mark.source("kvm_xen_vcpu_set_attr, kvm_xen_vcpu_get_attr; Xen's public/xen.h: struct vcpu_info")
+pytestmark = pytest.mark.source(
+    "kvm_xen_vcpu_set_attr, kvm_xen_vcpu_get_attr; Xen's public/xen.h: struct vcpu_info"
+)
 
 SIZE = 64
 UNMAPPED_HVA = 0x1_0000
@@ -63,7 +65,9 @@ def test_must_fit_in_a_page(new_vm: Builder, by: int, offset: int) -> None:
     vcpu = new_vm().vcpus[0]
     vcpu.set(by, place(by, VCPU_INFO))
     vcpu.set(by, place(by, VCPU_INFO + offset), ret=-EINVAL)
-    vcpu.set(by, place(by, NOWHERE + offset) if by == VcpuAttr.VCPU_INFO else UNMAPPED_HVA + offset, ret=-EINVAL)
+    vcpu.set(
+        by, place(by, NOWHERE + offset) if by == VcpuAttr.VCPU_INFO else UNMAPPED_HVA + offset, ret=-EINVAL
+    )
     vcpu.get(by, place(by, VCPU_INFO))
 
 
@@ -117,7 +121,7 @@ def test_hva_without_memory(new_vm: Builder) -> None:
 
 @BY
 @pytest.mark.parametrize("off_by", OFF, ids=["INVALID_GPA", "hva 0"])
-def test_switched_off(new_vm: Builder, by: int, off_by: int) -> None:
+def test_switched_off(new_vm: Builder, by: int, off_by: VcpuAttr) -> None:
     """INVALID_GPA, or host address 0, switches it off, however it was set, and also if it is off."""
     vm = new_vm.ready()
     vcpu = vm.vcpus[0]

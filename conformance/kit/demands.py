@@ -29,7 +29,11 @@ Answer = int | _Forwarded
 
 def answer_words(answer: Answer) -> str:
     """An expected answer of a hypercall in words."""
-    return "forwarded to the VMM" if isinstance(answer, _Forwarded) else f"handled in the kernel: {result(answer)}"
+    return (
+        "forwarded to the VMM"
+        if isinstance(answer, _Forwarded)
+        else f"handled in the kernel: {result(answer)}"
+    )
 
 
 @frozen(kw_only=True)
@@ -51,7 +55,9 @@ class Probe:
     rules: tuple[str, ...] = ()
     unmet: list[Unmet] = field(factory=list, init=False)
 
-    def fail(self, demanded: str, observed: str, history: Sequence[Observation], vcpu: int | None) -> NoReturn:
+    def fail(
+        self, demanded: str, observed: str, history: Sequence[Observation], vcpu: int | None
+    ) -> NoReturn:
         """The host doesn't do what is demanded."""
         __tracebackhide__ = True
         self.unmet.append(

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import define, field
 
-from pytest_xenkvm.abi.numbers import HvmAttr, VcpuAttr
+from pytest_xenkvm.abi.numbers import PAGE_SIZE, HvmAttr, VcpuAttr
 from pytest_xenkvm.core.profile import Profile
 from pytest_xenkvm.trace.events import MemorySlot, VcpuShape, VmShape
 
 from .demands import Probe
-from .setting import MEMORY, MS, PAGE_SIZE, SHARED_INFO
+from .setting import MEMORY, MS, SHARED_INFO
 from .vm import ProbeVm
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 SWITCHED_OFF_AFTER: Final = 1200 * MS
-"""What it takes at the most until the kernel's switch for Xen VMs goes off (`static_branch_slow_dec_deferred`)."""
+"""How long (ns) the kernel's switch for Xen VMs stays on at the most (`static_branch_slow_dec_deferred`)."""
 
 
 @define(eq=False, repr=False)
@@ -74,8 +74,8 @@ class Builder:
         No vCPU has a Xen ID or a timer port. A millisecond has passed, so that time 1 ns is past.
         """
         vm = self(vcpus=vcpus, irqchip=irqchip, ids=ids)
-        vm.wait(MS)
         vm.config()
+        vm.wait(MS)
         vm.set(HvmAttr.LONG_MODE, int(long_mode))
         vm.set(HvmAttr.SHARED_INFO, SHARED_INFO // PAGE_SIZE)
         for vcpu in vm.vcpus:
@@ -88,7 +88,6 @@ class Builder:
         That switch (`kvm_xen_enabled`) is the host's, and goes off a second after the last VM with a
         hypercall MSR: what is demanded of a VM without one shows only then.
         """
-        self.close()
         vm = self(**shape)  # type: ignore[arg-type]
         vm.wait(SWITCHED_OFF_AFTER)
         return vm
@@ -102,9 +101,9 @@ class Builder:
         return vm
 
     def close(self) -> None:
-        """Let the host forget the VMs, if it has more than memory of them."""
-        for vm in self.vms:
-            vm.close()
+        """Leave no VM on the host."""
+        while self.vms:
+            self.vms.pop().close()
 
     def verdicts(self) -> tuple[Verdict, ...]:
         """What the rules that the probe names say of it."""

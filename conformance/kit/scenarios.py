@@ -58,7 +58,9 @@ def replay_scenario(builder: Builder, name: str) -> None:
     """
     __tracebackhide__ = True
     limit, profile = builder.xen_host.host.limits.max_vcpus, builder.profile.name
-    candidates = (golden_folder() / folder / f"{name}{_SUFFIX}" for folder in (profile, f"{profile}-max{limit}"))
+    candidates = (
+        golden_folder() / folder / f"{name}{_SUFFIX}" for folder in (profile, f"{profile}-max{limit}")
+    )
     traces = [open_trace(path) for path in candidates if path.is_file()]
     trace = next((trace for trace in traces if trace.header.max_vcpus == limit), None)
     if trace is None:

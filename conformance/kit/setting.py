@@ -56,5 +56,5 @@ class Mode(Enum):
 
 MODES: Final = tuple(pytest.param(mode, id=mode.value) for mode in Mode)
 """Each of them, as parameters of a probe."""
-MODES_32: Final = tuple(param for param in MODES if not param.values[0].longmode)
+MODES_32: Final = tuple(pytest.param(mode, id=mode.value) for mode in Mode if not mode.longmode)
 """Those in which hypercalls are made by the 32-bit ABI."""

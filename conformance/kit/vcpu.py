@@ -181,7 +181,9 @@ class ProbeVcpu:
             params=tuple(arg & width if isinstance(arg, int) else arg for arg in made.args),
         )
         if made.exit != shown:
-            self.vm.fail(f"KVM_EXIT_XEN shows {shown}", f"{event_words(made)}, and shows {made.exit}", self.index)
+            self.vm.fail(
+                f"KVM_EXIT_XEN shows {shown}", f"{event_words(made)}, and shows {made.exit}", self.index
+            )
         if made.rax != vmm & width:
             answer = register_result(vmm & width, longmode=made.longmode)
             self.vm.fail(f"the guest finds the VMM's answer, {answer}", event_words(made), self.index)
@@ -264,12 +266,24 @@ class ProbeVcpu:
         self.take_interrupts()
 
     def wrmsr(
-        self, value: int, *, msr: int = MSR, mode: Mode = Mode.LONG, ok: bool = True, run_ret: int | None = None
+        self,
+        value: int,
+        *,
+        msr: int = MSR,
+        mode: Mode = Mode.LONG,
+        ok: bool = True,
+        run_ret: int | None = None,
     ) -> None:
         """Let the guest write an MSR; `ok` False: it must take #GP; `run_ret`: KVM_RUN must fail so."""
         __tracebackhide__ = True
         event = events.Wrmsr(
-            vcpu=self.index, longmode=mode.lma, compat=mode is Mode.COMPAT, msr=msr, value=value, ok=ok, run_ret=run_ret
+            vcpu=self.index,
+            longmode=mode.lma,
+            compat=mode is Mode.COMPAT,
+            msr=msr,
+            value=value,
+            ok=ok,
+            run_ret=run_ret,
         )
         made = self.vm.do_wrmsr(event)
         if made.run_ret != run_ret:
@@ -277,7 +291,9 @@ class ProbeVcpu:
         if run_ret is not None:
             return
         if made.ok != ok:
-            self.vm.fail("no fault" if ok else "#GP", f"{event_words(made)}{'' if made.ok else ' (#GP)'}", self.index)
+            self.vm.fail(
+                "no fault" if ok else "#GP", f"{event_words(made)}{'' if made.ok else ' (#GP)'}", self.index
+            )
         self.take_interrupts()
 
     def take_interrupts(self) -> None:

@@ -74,6 +74,7 @@ class ProbeVm:
     shared_info: int = field(default=SHARED_INFO, init=False)
     upcall_vector: int = field(default=0, init=False)
     _stepper: Stepper = field(init=False)
+    """Does events on the host's VM, which lives as long as this and `migrator` hold it."""
     _next_fd: int = field(default=1, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -84,7 +85,9 @@ class ProbeVm:
         self.vcpus = tuple(ProbeVcpu(self, vcpu.index, vcpu.id) for vcpu in self.shape.vcpus)
         self.max_vcpus = self._stepper.vm.ioctl(ioctls.KVM_CHECK_EXTENSION, KVM_CAP_MAX_VCPUS)
         self.header = evolve(self.header, max_vcpus=self.max_vcpus)
-        self.tell(events.Ioctl(name="KVM_CHECK_EXTENSION", arg={"cap": KVM_CAP_MAX_VCPUS}, ret=self.max_vcpus))
+        self.tell(
+            events.Ioctl(name="KVM_CHECK_EXTENSION", arg={"cap": KVM_CAP_MAX_VCPUS}, ret=self.max_vcpus)
+        )
 
     @property
     def layout(self) -> GuestLayout:
@@ -163,7 +166,7 @@ class ProbeVm:
         fd: int | None = None,
         ret: int = 0,
     ) -> None:
-        """EVTCHN: what is to become of an outbound port; delivered to `port` on a vCPU id, or to eventfd `fd`."""
+        """EVTCHN: what becomes of an outbound port: delivered to `port` on a vCPU id, or to eventfd `fd`."""
         __tracebackhide__ = True
         deliver: dict[str, Any] = {"port": {"port": port, "vcpu": vcpu, "priority": priority}}
         if fd is not None:
@@ -237,7 +240,9 @@ class ProbeVm:
 
     def ports_pending(self) -> list[int]:
         """The ports whose pending bit is set."""
-        found = int.from_bytes(self.read(self.shared_info + EVTCHN_PENDING, self.layout.max_ports // 8), "little")
+        found = int.from_bytes(
+            self.read(self.shared_info + EVTCHN_PENDING, self.layout.max_ports // 8), "little"
+        )
         return [port for port in range(self.layout.max_ports) if found >> port & 1]
 
     def pending(self, *ports: int) -> None:
@@ -250,7 +255,9 @@ class ProbeVm:
     def mask(self, *ports: int) -> None:
         """The guest masks these ports and no others."""
         bits = sum(1 << port for port in ports)
-        self.store(self.shared_info + self.layout.evtchn_mask, bits.to_bytes(self.layout.max_ports // 8, "little"))
+        self.store(
+            self.shared_info + self.layout.evtchn_mask, bits.to_bytes(self.layout.max_ports // 8, "little")
+        )
 
     def clear_events(self) -> None:
         """The guest clears all pending bits and each vCPU's selector and upcall flag."""
@@ -295,10 +302,8 @@ class ProbeVm:
             self.fail(f"KVM_SET_CLOCK({ns} ns) to return 0", result(ret))
 
     def close(self) -> None:
-        """Let the host forget the VM; nothing can be done to it any more."""
-        closing = getattr(self._stepper.vm, "close", None)
-        if closing is not None:
-            closing()
+        """Let go of the VM, which the host then forgets; nothing can be done to it any more."""
+        del self._stepper, self.migrator
 
     # ---- for vCPUs
 
@@ -311,7 +316,9 @@ class ProbeVm:
         happened = self._stepper.hypercall(event, None, answered)
         if happened is None:
             self.tell(event)
-            self.fail("an outcome that can be known", "the host can't tell what the hypercall does", event.vcpu)
+            self.fail(
+                "an outcome that can be known", "the host can't tell what the hypercall does", event.vcpu
+            )
         return self.tell(happened, answer if happened.exit is not None else None)
 
     def do_run(self, vcpu: int) -> None:

@@ -21,7 +21,6 @@ API_VERSION: Final = 12
 
 KVM_CAP_SYNC_REGS: Final = 74
 KVM_CAP_SPLIT_IRQCHIP: Final = 121
-KVM_CAP_NR_MEMSLOTS: Final = 10
 
 USER_MEMORY_REGION: Final = Struct("<IIQQQ")
 """slot, flags, guest_phys_addr, memory_size (bytes), userspace_addr."""
@@ -32,8 +31,6 @@ CPUID_HEADER: Final = Struct("<I4x")
 CPUID_ENTRY: Final = Struct("<IIIIIII12x")
 """function, index, flags, eax, ebx, ecx, edx."""
 MAX_CPUID_ENTRIES: Final = 256
-TRANSLATION: Final = Struct("<QQBBB5x")
-"""linear_address, physical_address, valid, writeable, usermode."""
 MP_STATE: Final = Struct("<I")
 MP_STATE_RUNNABLE: Final = 0
 LAPIC_SIZE: Final = 1024
@@ -59,10 +56,8 @@ KVM_CREATE_VCPU: Final = _request(0x41)
 KVM_SET_USER_MEMORY_REGION: Final = _request(0x46, USER_MEMORY_REGION.size, _WRITE)
 KVM_CREATE_IRQCHIP: Final = _request(0x60)
 KVM_RUN: Final = _request(0x80)
-KVM_SET_REGS: Final = _request(0x82, REGS.size, _WRITE)
 KVM_GET_SREGS: Final = _request(0x83, SREGS_SIZE, _READ)
 KVM_SET_SREGS: Final = _request(0x84, SREGS_SIZE, _WRITE)
-KVM_TRANSLATE: Final = _request(0x85, TRANSLATION.size, _READ | _WRITE)
 KVM_SET_SIGNAL_MASK: Final = _request(0x8B, 4, _WRITE)
 KVM_GET_LAPIC: Final = _request(0x8E, LAPIC_SIZE, _READ)
 KVM_SET_LAPIC: Final = _request(0x8F, LAPIC_SIZE, _WRITE)
@@ -71,7 +66,6 @@ KVM_SET_MP_STATE: Final = _request(0x99, MP_STATE.size, _WRITE)
 KVM_ENABLE_CAP: Final = _request(0xA3, ENABLE_CAP.size, _WRITE)
 
 EXIT_IO: Final = 2
-EXIT_SHUTDOWN: Final = 8
 EXIT_NAMES: Final = {
     0: "unknown",
     1: "exception",
@@ -86,7 +80,6 @@ EXIT_NAMES: Final = {
 """Exit reasons that a VMM may meet, in words."""
 
 # The shared run structure (`struct kvm_run`), by offset in bytes.
-RUN_IMMEDIATE_EXIT: Final = 1
 RUN_EXIT_REASON: Final = Struct("<8xI")
 RUN_XEN: Final = Struct("<32xI4xIIQQ6Q")
 """type, longmode, cpl, input, result, params of KVM_EXIT_XEN."""
@@ -95,6 +88,4 @@ RUN_SYNC_AT: Final = 288
 RUN_SYNC: Final = Struct("<QQ")
 """kvm_valid_regs, kvm_dirty_regs; the registers follow."""
 RUN_REGS_AT: Final = RUN_SYNC_AT + RUN_SYNC.size
-RUN_SREGS_AT: Final = RUN_REGS_AT + REGS.size
 SYNC_REGS: Final = 1
-SYNC_SREGS: Final = 2

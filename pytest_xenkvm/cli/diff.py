@@ -94,7 +94,8 @@ def diff(  # noqa: PLR0913 - an argument an option
     selection = Selection(vcpu=vcpu, kinds=kind, hypercalls=hypercall)
     try:
         sides = _sides(a, b, profiles, vmms)
-        comparison = Comparison(_selected(sides[0], selection), _selected(sides[1], selection))
+        a_steps, b_steps = (_selected(side, selection) for side in sides)
+        comparison = Comparison(watched(a_steps, "events compared"), b_steps)
         shown = [item for number, item in enumerate(comparison.differences()) if number < limit]
     except (ReplayError, HostError, BehaviourError) as error:
         raise UserError(f"{a}: {error}") from error
@@ -137,7 +138,7 @@ class _Side:
 
 
 def _selected(side: _Side, selection: Selection) -> Iterator[Step]:
-    return (step for step in watched(side.steps(), "events compared") if selection.admits(step.event))
+    return (step for step in side.steps() if selection.admits(step.event))
 
 
 def _sides(a: str, b: str | None, profiles: Sequence[str], vmms: Sequence[str]) -> tuple[_Side, _Side]:

@@ -46,14 +46,12 @@ Examples:
   xenkvm lab run --with strace -- strace -c python my_vmm.py
   xenkvm lab run --kernel ./vmlinux --modules /lib/modules/6.18.1 -- ls -l /dev/kvm
 
-\b
 In the guest, at the paths that they have here: this Python environment with the projects that are
 installed editable (but not pip, mypy, ruff, Sphinx and such), COMMAND, /bin/sh, and BusyBox's tools if you
 have it. Besides: /dev/kvm, tracefs in /sys/kernel/tracing, loopback; no network and no disk. COMMAND runs
 as root in the folder of this name, with nothing on its stdin, and with the variables PYTHON*, PYTEST*,
 XENKVM*, CI, TERM and those of --env.
 
-\b
 Exit codes: COMMAND's own (128 + N if signal N ended it), 127 if it can't be run, 124 if it took too long,
 125 if the guest died, 2 if the lab can't be had, 130 interrupted.
 """

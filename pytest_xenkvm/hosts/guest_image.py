@@ -37,6 +37,9 @@ _KERNEL_STACK: Final = 0x10000
 _STACKS: Final = 0x20000
 _STACK_SIZE: Final = 0x100
 _STACK_COUNT: Final = 4096
+SPARE: Final = _STACKS + _STACK_SIZE * (_STACK_COUNT + 1)
+"""Pages that hosts may use as they like."""
+SPARE_PAGES: Final = 64
 
 IMAGE_SIZE: Final = 2 << 20
 HANDLER_SIZE: Final = 16
@@ -134,6 +137,10 @@ class GuestImage:
         offset = linear - self.window - size
         self.memory[offset : offset + size] = value.to_bytes(size, "little")
         return linear - size
+
+    def top_table(self, *, long: bool) -> int:
+        """Offset in the image of the table that CR3 points at, in long mode or in 32-bit mode."""
+        return _TOP_TABLE if long else _POINTERS_32
 
     def clean_pointers(self) -> None:
         """Store the page-directory pointers of 32-bit mode anew.

@@ -13,6 +13,7 @@ from attrs import define, frozen
 
 from pytest_xenkvm.core.hypercalls import HypercallRegisters
 from pytest_xenkvm.core.machine import XenExit
+from pytest_xenkvm.core.profile import HostLimits
 from pytest_xenkvm.trace.events import VmShape
 
 
@@ -120,6 +121,18 @@ class Host(Protocol):
 
     def create_vm(self, shape: VmShape, *, cpu_vendor: str) -> HostVm:
         """KVM_CREATE_VM, memory, irqchip and vCPUs; raises HostError if it can't be had."""
+
+
+class LimitedHost(Host, Protocol):
+    """A host that says what its kernel was built with."""
+
+    @property
+    def limits(self) -> HostLimits:
+        """KVM_MAX_VCPUS and the like."""
+
+    @property
+    def cpu_vendor(self) -> str:
+        """Of its CPU, "amd" or "intel"; where a host plays both, the one that it plays unasked."""
 
 
 class HostError(Exception):

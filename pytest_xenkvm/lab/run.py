@@ -7,7 +7,6 @@ import os
 import subprocess
 import tarfile
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -20,17 +19,13 @@ from pytest_xenkvm.lab.guest import Job, check_size, guest_files
 from pytest_xenkvm.lab.guest_files import GuestFiles
 from pytest_xenkvm.lab.guest_init import PORTS
 from pytest_xenkvm.lab.kernels import Kernel
+from pytest_xenkvm.lab.last_words import LastWords
 from pytest_xenkvm.lab.qemu import Machine, command_line, find_qemu, start
 from pytest_xenkvm.lab.returned import extract
 
 _CHUNK: Final = 65536
-_KEPT_LINES: Final = 30
-"""Of the console, to show what the kernel's last words were."""
-_KEPT_BYTES: Final = 16 << 10
 _MAX_OUTCOME: Final = 4096
 """Bytes of the line that tells how the command ended."""
-_RESTARTING: Final = "reboot: "
-"""The kernel's last line in a guest that ended as it should."""
 
 
 @define
@@ -94,8 +89,8 @@ class _Attendance:
 
     process: subprocess.Popen[bytes]
     output: Output
-    _console: deque[bytes] = field(factory=lambda: deque(maxlen=_KEPT_BYTES // _CHUNK + 1), init=False)
-    _complaints: list[bytes] = field(factory=list, init=False)
+    _console: LastWords = field(factory=LastWords, init=False)
+    _complaints: LastWords = field(factory=LastWords, init=False)
     _outcome: dict[str, object] = field(factory=dict, init=False)
     _failure: BaseException | None = field(default=None, init=False)
 
@@ -133,7 +128,7 @@ class _Attendance:
             raise LabError(str(self._outcome["error"]))
         status = self._outcome.get("status")
         if not isinstance(status, int):
-            raise GuestDied("the guest ended before it had run the command", self._last_lines())
+            raise GuestDied("the guest ended before its command did", self._last_lines())
         return status
 
     def _guarded(self, work: Callable[..., None], arguments: tuple[object, ...]) -> None:
@@ -149,16 +144,16 @@ class _Attendance:
             self.output.write(stream, data)
 
     @staticmethod
-    def _remember(source: BinaryIO, kept: deque[bytes] | list[bytes]) -> None:
+    def _remember(source: BinaryIO, kept: LastWords) -> None:
         while data := source.read(_CHUNK):
-            kept.append(data)
+            kept.add(data)
 
     def _take_result(self, source: BinaryIO) -> None:
         with os.fdopen(os.dup(source.fileno()), "rb") as buffered:
             line = buffered.readline(_MAX_OUTCOME)
             if not line.endswith(b"\n"):
                 return
-            outcome = json.loads(line)
+            outcome = dict(json.loads(line))
             if self.output.out is not None and "status" in outcome:
                 try:
                     extract(buffered, self.output.out)
@@ -169,8 +164,4 @@ class _Attendance:
             self._outcome = outcome
 
     def _last_lines(self) -> tuple[str, ...]:
-        text = b"".join(self._console).decode(errors="replace")
-        lines = [line.rstrip() for line in text.splitlines() if line.strip() and _RESTARTING not in line]
-        complaints = b"".join(self._complaints).decode(errors="replace").splitlines()
-        told = [line for line in complaints if "TCG doesn't support requested feature" not in line]
-        return (*lines[-_KEPT_LINES:], *told[-_KEPT_LINES:])
+        return (*self._console.lines(), *self._complaints.lines())

@@ -14,7 +14,7 @@ import struct
 import subprocess
 import zlib
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from pytest_xenkvm.lab.errors import LabError
 
@@ -44,15 +44,34 @@ def _by_program(*command: str) -> Callable[[bytes], bytes]:
     return decompress
 
 
+class _Stream(Protocol):
+    """What zlib, lzma and bz2 have in common; what follows the end of the stream is ignored."""
+
+    @property
+    def eof(self) -> bool: ...
+    def decompress(self, data: bytes, /) -> bytes: ...
+
+
+def _by_python(stream: Callable[[], _Stream]) -> Callable[[bytes], bytes]:
+    def decompress(data: bytes) -> bytes:
+        started = stream()
+        unpacked = started.decompress(data)
+        if not started.eof:
+            raise EOFError("it is cut off")
+        return unpacked
+
+    return decompress
+
+
 _FORMATS: Final[dict[bytes, Callable[[bytes], bytes]]] = {
-    b"\x1f\x8b": lambda data: zlib.decompressobj(_GZIP).decompress(data),
-    b"BZh": lambda data: bz2.BZ2Decompressor().decompress(data),
-    b"\xfd7zXZ\0": lambda data: lzma.LZMADecompressor().decompress(data),
-    b"\x5d\0\0": lambda data: lzma.LZMADecompressor().decompress(data),
+    b"\x1f\x8b": _by_python(lambda: zlib.decompressobj(_GZIP)),
+    b"BZh": _by_python(bz2.BZ2Decompressor),
+    b"\xfd7zXZ\0": _by_python(lzma.LZMADecompressor),
+    b"\x5d\0\0": _by_python(lzma.LZMADecompressor),
     b"\x28\xb5\x2f\xfd": _by_program("zstd", "-dqc"),
     b"\x02\x21\x4c\x18": _by_program("lz4", "-dqc"),
 }
-"""By their first bytes. The ones that go on after the end of a stream ignore what follows it."""
+"""By their first bytes."""
 
 
 def decompress(data: bytes) -> bytes:
@@ -64,7 +83,7 @@ def decompress(data: bytes) -> bytes:
         if data.startswith(magic):
             try:
                 return function(data)
-            except (zlib.error, lzma.LZMAError, OSError) as error:
+            except (zlib.error, lzma.LZMAError, OSError, EOFError) as error:
                 raise LabError(f"a part of the kernel can't be unpacked: {error}; fetch it again") from error
     return data
 
@@ -76,7 +95,7 @@ def vmlinux_of(kernel: bytes) -> bytes:
     """
     if kernel.startswith(_ELF):
         return kernel
-    if kernel[_MAGIC : _MAGIC + 4] != b"HdrS":
+    if kernel[_MAGIC : _MAGIC + 4] != b"HdrS" or len(kernel) < _PAYLOAD + 8:
         raise LabError("the kernel is neither an ELF file (vmlinux) nor a bzImage (vmlinuz)")
     offset, length = struct.unpack_from("<II", kernel, _PAYLOAD)
     start = ((kernel[_SETUP_SECTS] or _DEFAULT_SECTS) + 1) * _SECTOR + offset

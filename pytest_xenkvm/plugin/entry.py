@@ -107,6 +107,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the markers, and check what the options ask for."""
     for marker in _MARKERS:
         config.addinivalue_line("markers", marker)
+    if config.option.pyargs:
+        from pytest_xenkvm.plugin.own_suite import find_suite  # noqa: PLC0415
+
+        config.args = find_suite(config.args)
     config.stash[_USED] = _is_used(config)
     if config.stash[_USED]:
         from pytest_xenkvm.plugin.session import resolve  # noqa: PLC0415

@@ -9,12 +9,12 @@ import pytest
 from attrs import frozen
 
 from pytest_xenkvm.core.profile import Profile
-from pytest_xenkvm.hosts.protocol import HostVm
+from pytest_xenkvm.hosts.protocol import HostVm, LimitedHost
 from pytest_xenkvm.plugin.items import TraceItem
 from pytest_xenkvm.plugin.observing import Watched, run_observed
 from pytest_xenkvm.plugin.session import hooked_profiles, hooked_rules, host_choice, settings, traces_of
 from pytest_xenkvm.replay.observation import Divergence, Observation
-from pytest_xenkvm.rules.hosts import KVM, LimitedHost
+from pytest_xenkvm.rules.hosts import KVM
 from pytest_xenkvm.rules.model import Rule, Verdict
 from pytest_xenkvm.rules.registry import all_rules, select_rules
 from pytest_xenkvm.rules.run import ReplayOptions, ReplayResult, TraceSource

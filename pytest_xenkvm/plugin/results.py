@@ -73,9 +73,7 @@ def part_of_item(item: TraceItem, call: pytest.CallInfo[None]) -> str:
     return _part(replay, rules)
 
 
-def part_of_probe(
-    nodeid: str, facts: JsonObject, rules: Sequence[JsonObject], errors: list[str]
-) -> str:
+def part_of_probe(nodeid: str, facts: JsonObject, rules: Sequence[JsonObject], errors: list[str]) -> str:
     """What a probe of the conformance suite has to tell: `facts` are members of the schema's replay."""
     trace, bracket, parameters = nodeid.partition("[")
     replay = _replay(trace, f"{bracket}{parameters}", [_sentence(error) for error in errors])

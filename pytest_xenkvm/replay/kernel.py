@@ -160,7 +160,7 @@ class _KernelReplay:
                 wanted = told or known.wanted
                 window = known.window or window
             found = self._compare(event, happened) if told else []
-            if window and not _goes_on(event, following[1]):
+            if window and not goes_on_with_interrupts(event, following[1]):
                 if type(event) is not Wrmsr or event.run_ret is None:
                     found += self._pending(window)
                 window = ()
@@ -252,7 +252,7 @@ def _answer_given(recorded: Event, happened: Event | None) -> int | None:
     return None
 
 
-def _goes_on(event: Event, following: Event) -> bool:
+def goes_on_with_interrupts(event: Event, following: Event) -> bool:
     """Whether the guest is still at interrupts after the event."""
     if type(following) is Irq:
         return True

@@ -123,7 +123,8 @@ class Stepper:
 
         `ts`: when the recorded one had returned (ns).
         """
-        outcome = self.vm.hypercall(event.vcpu, self._guest_call(event, ts))
+        call = self._guest_call(event, ts)
+        outcome = self.vm.hypercall(event.vcpu, call)
         if outcome.exit is None:
             if outcome.rax is None:
                 return None
@@ -133,7 +134,7 @@ class Stepper:
             longmode=outcome.exit.longmode,
             cpl=outcome.exit.cpl,
             input=outcome.exit.input,
-            params=self._recorded_spelling(event, outcome.exit.params),
+            params=_recorded_spelling(event.args, call.args, outcome.exit.params),
         )
         rax = self.vm.complete(event.vcpu, answer(event, outcome.exit))
         return _evolve_call(event, "userspace", exit_, rax)
@@ -195,12 +196,15 @@ class Stepper:
             data = data[:offset] + clock + data[offset + _CLOCK_SIZE :]
         return data
 
-    def _recorded_spelling(self, event: Hypercall, params: tuple[int, ...]) -> tuple[int | NowPlus, ...]:
-        """Parameters as the trace spells them: relative to the clock where the argument was."""
-        return tuple(
-            arg if isinstance(arg, NowPlus) and self._number(arg, event.vcpu) == value else value
-            for arg, value in zip(event.args, params, strict=True)
-        )
+
+def _recorded_spelling(
+    recorded: tuple[int | NowPlus, ...], made: _SixArgs, params: _SixArgs
+) -> tuple[int | NowPlus, ...]:
+    """Parameters as the trace spells them: relative to the clock where the argument was."""
+    return tuple(
+        arg if isinstance(arg, NowPlus) and number == value else value
+        for arg, number, value in zip(recorded, made, params, strict=True)
+    )
 
 
 def _evolve_call(event: Hypercall, handled: str, exit_: HypercallExit | None, rax: int) -> Hypercall:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from attrs import frozen
 
 from pytest_xenkvm.core.profile import HostLimits, Profile, profile_for_release
 from pytest_xenkvm.hosts.emulated import EmulatedHost
-from pytest_xenkvm.hosts.protocol import Host
+from pytest_xenkvm.hosts.protocol import LimitedHost
 from pytest_xenkvm.replay.errors import ReplayError
 from pytest_xenkvm.rules.profiles import AUTO, choose_profile
 from pytest_xenkvm.trace.events import Header
@@ -26,18 +26,6 @@ EMULATED: Final = "emulated"
 KVM: Final = "kvm"
 HOSTS: Final = (EMULATED, KVM)
 """What plays the kernel: the emulated core, or the running kernel through its /dev/kvm."""
-
-
-class LimitedHost(Host, Protocol):
-    """A host that says what its kernel was built with."""
-
-    @property
-    def limits(self) -> HostLimits:
-        """KVM_MAX_VCPUS and the like."""
-
-    @property
-    def cpu_vendor(self) -> str:
-        """Of its CPU, "amd" or "intel"; where a host plays both, the one that it plays unasked."""
 
 
 @frozen(kw_only=True)

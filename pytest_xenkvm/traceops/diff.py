@@ -19,16 +19,14 @@ from pytest_xenkvm.replay.observation import Observation
 from pytest_xenkvm.trace.events import Event, EventfdRead, Hypercall, Ioctl, Irq, Mem, Wrmsr
 from pytest_xenkvm.trace.labels import event_label
 
-WINDOW: Final = 1000
-"""Events of either side among which a common place is looked for."""
 CONTEXT: Final = 3
 """Events before the first difference that are kept."""
 MAX_LABELS: Final = 1000
 """Rows of the summary: a hostile trace may hold any number of hypercall numbers."""
 OTHERS: Final = "(others)"
 
-_ALIKE: Final = (3, 1)
-"""How many events must agree in a row to be a common place; fewer if there is none."""
+_TRIES: Final = ((64, 8), (1000, 16), (1000, 4), (1000, 1))
+"""Among how many events of either side a common place is looked for, how many must agree in a row there."""
 
 _NOT_COMPARED: Final = frozenset({"ts", "inferred", "extra"})
 _OUTCOMES: Final[dict[type[Event], frozenset[str]]] = {
@@ -103,9 +101,9 @@ class Comparison:
         """The differences, in order. Raises what reading `a` and `b` raises."""
         a, b = _Ahead(iter(self.a)), _Ahead(iter(self.b))
         recent: deque[Step] = deque(maxlen=CONTEXT)
-        while a.fill(1) or b.fill(1):
-            if a.steps and b.steps and _key(a.steps[0]) == _key(b.steps[0]):
-                left, right = a.steps.popleft(), b.steps.popleft()
+        while (key := a.keys(1)) or b.keys(1):
+            if key == b.keys(1):
+                left, right = a.take(), b.take()
                 how = _how(left, right)
                 self._count(left, how)
                 if how is None:
@@ -122,13 +120,13 @@ class Comparison:
             yield from pairs
 
     def _parted(self, a: _Ahead, b: _Ahead) -> Iterator[Difference]:
-        only_a, only_b = _next_common_place(a.fill(WINDOW), b.fill(WINDOW))
+        only_a, only_b = _next_common_place(a, b)
         for _ in range(only_a):
-            step = a.steps.popleft()
+            step = a.take()
             self._count(step, How.ONLY_A)
             yield Difference(how=How.ONLY_A, a=step, b=None)
         for _ in range(only_b):
-            step = b.steps.popleft()
+            step = b.take()
             self._count(step, How.ONLY_B)
             yield Difference(how=How.ONLY_B, a=None, b=step)
 
@@ -144,23 +142,33 @@ class _Ahead:
     """A course of which some steps were read ahead."""
 
     upcoming: Iterator[Step]
-    steps: deque[Step] = field(factory=deque)
+    _steps: deque[Step] = field(factory=deque)
+    _keys: deque[Hashable] = field(factory=deque)
 
-    def fill(self, size: int) -> list[Step]:
-        """The next `size` steps, fewer at the end, which stay to be taken."""
-        self.steps.extend(islice(self.upcoming, max(size - len(self.steps), 0)))
-        return list(islice(self.steps, size))
+    def keys(self, size: int) -> list[Hashable]:
+        """The keys of the next `size` steps, fewer at the end, which stay to be taken."""
+        for step in islice(self.upcoming, max(size - len(self._steps), 0)):
+            self._steps.append(step)
+            self._keys.append(_key(step))
+        return list(islice(self._keys, size))
+
+    def take(self) -> Step:
+        """The next step, which was read ahead."""
+        self._keys.popleft()
+        return self._steps.popleft()
 
 
-def _next_common_place(a: list[Step], b: list[Step]) -> tuple[int, int]:
+def _next_common_place(a: _Ahead, b: _Ahead) -> tuple[int, int]:
     """How many steps of either side come before the nearest place where both go on alike."""
-    keys_a, keys_b = [_key(step) for step in a], [_key(step) for step in b]
-    for size in _ALIKE:
+    keys_a: list[Hashable] = []
+    keys_b: list[Hashable] = []
+    for window, size in _TRIES:
+        keys_a, keys_b = a.keys(window), b.keys(window)
         places: dict[tuple[Hashable, ...], int] = {}
-        for j in range(len(b) - size + 1):
+        for j in range(len(keys_b) - size + 1):
             places.setdefault(tuple(keys_b[j : j + size]), j)
         best: tuple[int, int] | None = None
-        for i in range(len(a) - size + 1):
+        for i in range(len(keys_a) - size + 1):
             if best is not None and i >= sum(best):
                 break
             place = places.get(tuple(keys_a[i : i + size]))
@@ -168,7 +176,7 @@ def _next_common_place(a: list[Step], b: list[Step]) -> tuple[int, int]:
                 best = i, place
         if best is not None:
             return best
-    return len(a), len(b)
+    return len(keys_a), len(keys_b)
 
 
 def _key(step: Step) -> Hashable:

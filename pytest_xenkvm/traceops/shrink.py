@@ -11,13 +11,13 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Final
 
 from attrs import define, field, frozen
 
 from pytest_xenkvm.rules.run import TraceSource
-from pytest_xenkvm.trace.events import Event, Header
+from pytest_xenkvm.trace.events import Event, Header, Irq, Mem
 from pytest_xenkvm.trace.labels import event_label
 from pytest_xenkvm.traceops.failure import Failure, Judgement, NotFailing, Setting
 from pytest_xenkvm.traceops.roles import sets_up
@@ -148,23 +148,41 @@ class _Shrinking:
     def minimise(self) -> None:
         """Leave out runs of events, ever shorter ones, until none can be left out by itself.
 
-        From the end on: what an event was needed for goes before the event.
+        From the end on: what an event was needed for goes before the event. Interrupts go with what let the
+        guest take them, for neither can do without the other.
         """
         size = len(self.kept) // 2
         while size > 1:
             self._without_runs(size)
             size = min(size, len(self.kept)) // 2
-        while self._without_runs(1):
+        while self._without_runs(1) or self._without_each():
             pass
 
     def _without_runs(self, size: int) -> bool:
+        units = self._units()
+        for end in range(len(units), 0, -size):
+            self._without(chain.from_iterable(units[max(end - size, 0) : end]))
+        return sum(map(len, units)) > len(self.kept)
+
+    def _without_each(self) -> bool:
         before = len(self.kept)
-        end = before
-        while end > 0:
-            start = max(end - size, 0)
-            self._without(self.kept[start:end])
-            end = start
+        for index in reversed(self.kept):
+            self._without([index])
         return len(self.kept) < before
+
+    def _units(self) -> list[list[int]]:
+        """What is kept, each event with the interrupts that follow and their acknowledgement in memory."""
+        units: list[list[int]] = []
+        taken = False
+        for index in self.kept:
+            event = self.events[index]
+            acknowledges = taken and isinstance(event, Mem) and not any(event.data)
+            taken = isinstance(event, Irq)
+            if units and (taken or acknowledges):
+                units[-1].append(index)
+            else:
+                units.append([index])
+        return units
 
     def _without(self, group: Iterable[int]) -> None:
         """Leave the events of `group` out if the rest fails; never the one that fails itself."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
-from attrs import define
+from attrs import Factory, define
 
 from pytest_xenkvm.abi.numbers import PAGE_SIZE, HvmAttr, VcpuAttr
 from pytest_xenkvm.hosts.emulated import FIRST_FD
@@ -85,27 +85,42 @@ def vm_after(header: Header, events: Iterable[TimedEvent]) -> VmSoFar:
     Raises ReplayError if the trace can't be replayed, TooMuchState, and what reading `events` raises.
     """
     host = _OneVm(emulated_host(header, choose_profile(AUTO, header)))
-    pages: set[int] = set()
-    fds: dict[int, int] = {}
-    for _observation in kernel_replay(host, header, _noting(events, pages, fds), _Nobody()):
+    noted = _Noted()
+    for _observation in kernel_replay(host, header, noted.of(events), _Nobody()):
         pass
     if host.vm is None or header.vm is None:
         raise ReplayError("the trace doesn't describe its VM")
-    return VmSoFar(stepper=Stepper(host.vm, header), vcpus=len(header.vm.vcpus), pages=pages, fds=fds)
+    host.vm.pass_time(until=noted.now)  # the last event is complete
+    return VmSoFar(
+        stepper=Stepper(host.vm, header), vcpus=len(header.vm.vcpus), pages=noted.pages, fds=noted.fds
+    )
 
 
-def _noting(events: Iterable[TimedEvent], pages: set[int], fds: dict[int, int]) -> Iterator[TimedEvent]:
-    """Hand `events` on; note which pages are stored to, and the emulated host's numbers of eventfds."""
-    opened = 0
-    for ts, event in events:
-        if isinstance(event, Mem) and event.op == "write" and event.data:
-            pages.update(range(event.gpa // PAGE_SIZE, (event.gpa + len(event.data) - 1) // PAGE_SIZE + 1))
-            if len(pages) > MAX_PAGES:
-                raise TooMuchState(f"more than {MAX_PAGES:,} pages of guest memory were stored to")
-        elif isinstance(event, Eventfd):
-            fds[event.fd] = FIRST_FD + opened
-            opened += 1
-        yield ts, event
+@define
+class _Noted:
+    """What can't be asked of a VM."""
+
+    now: int = 0
+    """When the last event was complete (ns)."""
+    pages: set[int] = Factory(set)
+    """Numbers of the pages that were stored to."""
+    fds: dict[int, int] = Factory(dict)
+    """The emulated host's numbers of the trace's eventfds."""
+
+    def of(self, events: Iterable[TimedEvent]) -> Iterator[TimedEvent]:
+        """Hand `events` on and take notes; raises TooMuchState."""
+        opened = 0
+        for ts, event in events:
+            self.now = max(self.now, ts or 0)
+            if isinstance(event, Mem) and event.op == "write" and event.data:
+                last = (event.gpa + len(event.data) - 1) // PAGE_SIZE
+                self.pages.update(range(event.gpa // PAGE_SIZE, last + 1))
+                if len(self.pages) > MAX_PAGES:
+                    raise TooMuchState(f"more than {MAX_PAGES:,} pages of guest memory were stored to")
+            elif isinstance(event, Eventfd):
+                self.fds[event.fd] = FIRST_FD + opened
+                opened += 1
+            yield ts, event
 
 
 @define

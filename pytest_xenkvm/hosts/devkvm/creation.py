@@ -73,7 +73,7 @@ class VmCreator:
             runnable = kvm.MP_STATE.pack(kvm.MP_STATE_RUNNABLE)
             self._must("KVM_SET_MP_STATE", vcpu_fd, kvm.KVM_SET_MP_STATE, runnable)
             apic_base = self._apic_base(vcpu_fd)
-            vcpus.append(Vcpu(self.kernel, vcpu_fd, maps[-1], image, vcpu.index, apic_base))
+            vcpus.append(Vcpu(self.kernel, vcpu_fd, maps[-1], image, vcpu.index, apic_base, self.cpu_vendor))
         return DevKvmVm(self.kernel, fd, memory, vcpus, switch, opened)
 
     def _memory(self, fd: int, shape: VmShape) -> tuple[GuestMemory, GuestImage]:

@@ -12,7 +12,7 @@ from errno import EINTR
 from mmap import mmap
 from typing import Final
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from pytest_xenkvm.abi import kvm
 from pytest_xenkvm.abi.numbers import KVM_EXIT_XEN, U32_MAX, U64_MAX
@@ -31,7 +31,8 @@ _RSP: Final = 6
 _RIP: Final = 16
 _MOV_SIZE: Final = 5
 """Of a hypercall page's first instruction."""
-_TSS_BUSY: Final = 0x0B
+_BUSY: Final = 1 << 1
+"""Of the type of a task state segment."""
 
 
 @define(eq=False)
@@ -44,6 +45,7 @@ class Vcpu:
     image: GuestImage
     index: int
     apic_base: int
+    cpu_vendor: str
     parked: tuple[Mode, int] = (Mode.LONG, 0)
     """Mode and privilege level."""
     is_over: Callable[[], bool] = field(default=lambda: False, init=False)
@@ -179,7 +181,9 @@ class Vcpu:
     def _load(self) -> None:
         if self.parked not in self._sregs:
             mode, cpl = self.parked
-            self._sregs[self.parked] = sregs_bytes(self.image.state(mode, cpl), self.apic_base)
+            self._sregs[self.parked] = sregs_bytes(
+                self.image.state(mode, cpl), self.apic_base, self.cpu_vendor
+            )
         if self.parked[0] is Mode.PROTECTED:
             self.image.clean_pointers()
         result = self.kernel.ioctl(self.fd, kvm.KVM_SET_SREGS, self._sregs[self.parked])
@@ -188,14 +192,13 @@ class Vcpu:
         self._loaded = self.parked
 
 
-def sregs_bytes(state: CpuState, apic_base: int) -> bytes:
-    """A CPU state as KVM_SET_SREGS takes it."""
-    task = Segment(
-        selector=state.tr.selector,
-        attributes=state.tr.attributes & ~0xF | _TSS_BUSY,  # a running CPU's is busy; VMX insists
-        limit=state.tr.limit,
-        base=state.tr.base,
-    )
+def sregs_bytes(state: CpuState, apic_base: int, cpu_vendor: str) -> bytes:
+    """A CPU state as KVM_SET_SREGS takes it.
+
+    VMX wants the task state segment to be busy, as a running CPU's is; AMD-V doesn't care, but QEMU's TCG,
+    when it plays that, takes a busy one for an invalid one and ends.
+    """
+    task = state.tr if cpu_vendor == "amd" else evolve(state.tr, attributes=state.tr.attributes | _BUSY)
     segments = (state.cs, state.ds, state.es, state.fs, state.gs, state.ss, task, None)
     return b"".join(
         (

@@ -6,25 +6,30 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from errno import EINTR
+from contextlib import nullcontext
+from errno import EFAULT, EINTR
 from typing import Final
 
 from attrs import define, field
 
 from pytest_xenkvm.abi import ioctls
-from pytest_xenkvm.abi.numbers import U32_MAX, U64_MAX
+from pytest_xenkvm.abi.numbers import U32_MAX, U64_MAX, HvmAttr
+from pytest_xenkvm.core.hypercalls import UnseenMemory
 from pytest_xenkvm.core.memory import GuestMemory
+from pytest_xenkvm.hosts.call_memory import CallMemory
 from pytest_xenkvm.hosts.devkvm import guest_code
+from pytest_xenkvm.hosts.devkvm.behind import shown
 from pytest_xenkvm.hosts.devkvm.bounded import at_most
 from pytest_xenkvm.hosts.devkvm.kernel import Kernel
 from pytest_xenkvm.hosts.devkvm.vcpu import Vcpu
-from pytest_xenkvm.hosts.devkvm.virtual_memory import VirtualMemory
 from pytest_xenkvm.hosts.devkvm.xen_switch import SwitchUse
 from pytest_xenkvm.hosts.guest_image import Mode
+from pytest_xenkvm.hosts.guest_pointers import GuestPointers
 from pytest_xenkvm.hosts.hypercall_pages import HypercallPages
 from pytest_xenkvm.hosts.protocol import CallOutcome, GuestCall, HostError, MsrOutcome
 
 _SCHED_OP: Final = 29
+_BAD_ADDRESS: Final = -EFAULT
 _UNKNOWN_BLOCK_S: Final = 10.0
 """How long a hypercall may block of which nobody knows how long it should."""
 _SLACK_S: Final = 1.0
@@ -42,6 +47,8 @@ class DevKvmVm:
     _switch: SwitchUse
     _opened: list[int]
     """Files to close when the VM is gone."""
+    _forwarded: dict[int, CallMemory] = field(factory=dict, init=False)
+    """The forwarded hypercall that each vCPU waits with."""
     hypercall_pages: HypercallPages = field(factory=HypercallPages, init=False)
     """Where the guest asked for hypercall pages."""
     _created_ns: int = field(factory=time.monotonic_ns, init=False)
@@ -50,8 +57,13 @@ class DevKvmVm:
 
     def ioctl(self, request: int, argument: int | bytearray, *, vcpu: int | None = None) -> int:
         result = self.kernel.ioctl(self.fd if vcpu is None else self.vcpus[vcpu].fd, request, argument)
-        if request == ioctls.KVM_XEN_HVM_CONFIG and result == 0 and isinstance(argument, bytearray):
-            self._switch.configured(ioctls.HVM_CONFIG.unpack_from(argument)[1])
+        if result == 0 and isinstance(argument, bytearray):
+            if request == ioctls.KVM_XEN_HVM_CONFIG:
+                flags, msr, *_blobs = ioctls.HVM_CONFIG.unpack_from(argument)
+                self._switch.configured(msr)
+                self._switch.listens |= flags != 0
+            elif request == ioctls.KVM_XEN_HVM_SET_ATTR:
+                self._switch.listens |= argument[0] == HvmAttr.UPCALL_VECTOR
         return result
 
     def read_memory(self, gpa: int, size: int) -> bytes | None:
@@ -117,14 +129,16 @@ class DevKvmVm:
         stub = self.hypercall_pages.stub(call, self.memory.read) if call.via_page else None
         address = None if stub is None else stub[0]
         number = call.nr & (U64_MAX if call.longmode else U32_MAX)
-        if address is None and (number != _SCHED_OP or call.cpl):
-            result = cpu.hypercall(call, None, interruptible=False)
-        else:
-            result = self._call_that_may_block(cpu, call, address)
+        with shown(cpu.image, call) if call.behind else nullcontext():
+            if address is None and (number != _SCHED_OP or call.cpl):
+                result = cpu.hypercall(call, None, interruptible=False)
+            else:
+                result = self._call_that_may_block(cpu, call, address)
         if result < 0:
             raise HostError(f"KVM_RUN failed with errno {-result} in a hypercall of vCPU {vcpu}")
         exit_ = cpu.xen_exit()
         if exit_ is not None:
+            self._forwarded[vcpu] = CallMemory(GuestPointers(self.memory, call))
             return CallOutcome(exit=exit_)
         vector = cpu.handler()
         if vector is None:
@@ -133,10 +147,13 @@ class DevKvmVm:
             raise cpu.lost()
         else:
             cpu.taken.append(vector)
+        if call.unseen_memory and cpu.rax == _BAD_ADDRESS & (U64_MAX if call.longmode else U32_MAX):
+            return CallOutcome()  # the host doesn't have what the recorded guest had there
         return CallOutcome(rax=cpu.rax)
 
     def complete(self, vcpu: int, result: int) -> int:
         cpu = self.vcpus[vcpu]
+        self._forwarded.pop(vcpu)
         cpu.answer(result)
         rax = cpu.rax
         cpu.settle()
@@ -160,13 +177,15 @@ class DevKvmVm:
         return self._virtual(vcpu).read(gva, size)
 
     def write_virtual(self, vcpu: int, gva: int, data: bytes) -> bool:
-        return self._virtual(vcpu).write(gva, data)
+        return vcpu not in self._forwarded or self._forwarded[vcpu].write(gva, data)
 
     def translate(self, vcpu: int, gva: int) -> int | None:
         return self._virtual(vcpu).translate(gva)
 
-    def _virtual(self, vcpu: int) -> VirtualMemory:
-        return VirtualMemory(self.kernel, self.vcpus[vcpu].fd, self.memory)
+    def _virtual(self, vcpu: int) -> CallMemory:
+        if vcpu not in self._forwarded:
+            raise UnseenMemory(f"vCPU {vcpu} waits for no answer: only then is its virtual memory known")
+        return self._forwarded[vcpu]
 
     def _call_that_may_block(self, cpu: Vcpu, call: GuestCall, stub: int | None) -> int:
         """Make the hypercall for no longer than the recorded one took; 0 or -errno; raises HostError."""

@@ -49,6 +49,8 @@ class SwitchUse:
     switch: XenSwitch = SWITCH
     holds: bool = False
     held_ever: bool = False
+    listens: bool = False
+    """It has configured something that does nothing while the switch is off."""
 
     def configured(self, msr: int) -> None:
         """The VM has this hypercall MSR now, 0 for none."""
@@ -62,5 +64,5 @@ class SwitchUse:
 
     def before_entry(self) -> None:
         """A VM that never had an MSR must not see what others left behind."""
-        if not self.held_ever:
+        if self.listens and not self.held_ever:
             self.switch.wait_until_off()
