@@ -22,6 +22,7 @@ TRACE_CMD: Final = Syntax(
     recorder="trace-cmd",
     columns="TASK-PID [CPU] TIME: EVENT:   ...",
     line=re.compile(
+        r"(?:[^\s:]{1,64}:\s{1,64})?"  # the instance's name, if there are instances
         r"(?P<task>.{1,64}?)-(?P<pid>\d{1,7})\s{1,16}" + _CPU_AND_TIME + _EVENT,
         re.ASCII,
     ),
