@@ -15,6 +15,13 @@ from pytest_xenkvm.trace.files import write_trace
 from pytest_xenkvm.trace.importers import BPFTRACE_SCRIPT, detect, lines, open_recording, text
 from pytest_xenkvm.trace.importers.tool_lines import BPFTRACE, PERF, TRACE_CMD
 
+SHOWN = {
+    "trace-cmd": line(call(29, 0).replace(": ", ":    ", 1)),
+    "perf": f"CPU 0/KVM   160 [000] 100.000000: kvm:{call(29, 0)}",
+    "bpftrace": f"CPU 0/KVM-160 [000] 100.000000000: {call(29, 0)}",
+    "ftrace": line(call(29, 0)),
+}
+"""One hypercall as each recorder prints it."""
 TRACE_DAT = DATA / "one_run" / "trace.dat"
 
 
@@ -96,17 +103,22 @@ def test_trace_cmd_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 )
 def test_losses(name: str, note: str, count: int) -> None:
     """Each recorder's note of lost events is counted, and said in the trace itself."""
-    shown = {
-        "trace-cmd": line(call(29, 0).replace(": ", ":    ", 1)),
-        "perf": f"CPU 0/KVM   160 [000] 100.000000: kvm:{call(29, 0)}",
-        "bpftrace": f"CPU 0/KVM-160 [000] 100.000000000: {call(29, 0)}",
-        "ftrace": line(call(29, 0)),
-    }[name]
+    shown = SHOWN[name]
     trace = imported([shown, note, shown], name)
     assert trace.report.lost == count
     assert len(hypercalls(trace)) == 2
     assert f"The recorder lost {count:,} events or more." in trace.header.notes
     assert "lost" not in imported([shown], name).header.notes
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_old_kernels_registers_are_marked(name: str) -> None:
+    """Whoever printed them, a4 and a5 of a kernel that mixed them up, or of an unknown one, are untrusted."""
+    (good,) = hypercalls(imported([SHOWN[name]], name))
+    assert good.extra == {}
+    for kernel in ("6.12.116", "6.1.90", None):
+        (made,) = hypercalls(imported([SHOWN[name]], name, kernel=kernel))
+        assert made.extra == {"untrusted": ["a4", "a5"]}
 
 
 def test_bpftraces_order() -> None:
