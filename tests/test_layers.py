@@ -18,6 +18,7 @@ FLOORS: Final = {
     "trace": 1,
     "hosts": 2,
     "vmm": 3,
+    "record": 4,
     "replay": 4,
     "rules": 5,
     "lab": 6,

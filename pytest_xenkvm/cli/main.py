@@ -45,6 +45,7 @@ COMMANDS: Final[dict[str, Lazy]] = {
     "show": Lazy("pytest_xenkvm.cli.show", "show", "Print a trace in words, one line an event."),
     "check": Lazy("pytest_xenkvm.cli.check", "check", "Read traces to their ends, and tell what is wrong."),
     "import": Lazy("pytest_xenkvm.cli.import_", "import_", "Turn a recording of a real guest into a trace."),
+    "record": Lazy("pytest_xenkvm.cli.record", "record", "Record VMs of this host while they run."),
     "stat": Lazy("pytest_xenkvm.cli.stat", "stat", "Tell what a trace is made of: calls, timers, rates."),
     "diff": Lazy("pytest_xenkvm.cli.diff", "diff", "Tell where two traces, or two replays of one, part."),
     "convert": Lazy("pytest_xenkvm.cli.convert", "convert", "Write a trace in the other file format."),

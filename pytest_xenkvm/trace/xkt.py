@@ -44,6 +44,9 @@ BLOCK_TARGET: Final = 64 << 10
 MAX_EVENT: Final = 16 << 20
 """Bytes of one event's rows."""
 
+UNFINISHED: Final = "unfinished"
+"""A header with this key, true, is of a recording that is going on or was cut off (`LiveXktWriter`)."""
+
 _COUNTED: Final = len(KINDS)
 
 
@@ -80,7 +83,8 @@ def _read_header(content: bytes) -> Header:
 class XktTrace:
     """A trace in an xkt file, read as it is iterated. Raises `TraceError` if it can't be.
 
-    With `salvage`, a file that its writer couldn't finish is read up to its last whole block.
+    With `salvage`, a file that its writer couldn't finish is read up to its last whole block; so is one
+    whose header says that it is unfinished (`UNFINISHED`).
     """
 
     def __init__(self, path: Path, *, salvage: bool = False) -> None:
@@ -90,6 +94,7 @@ class XktTrace:
             blocks.read_prefix(file)
             self._header_content = self._read_header_block(file)
             self.header = _read_header(self._header_content)
+            self.salvage = salvage = salvage or self.header.extra.get(UNFINISHED) is True
             closing = blocks.find_closing(file, salvage=salvage)
             self._totals = None if closing is None else _read_totals(closing)
 
@@ -199,7 +204,6 @@ class XktTrace:
         raise Malformed(what, str(self.path), event=None if counts is None else sum(counts))
 
 
-@final
 class XktWriter:
     """Writes an xkt file event by event, holding one block in memory.
 
@@ -218,7 +222,7 @@ class XktWriter:
         self._pack = msgpack.Packer().pack
         self._start_block()
 
-    def __enter__(self) -> XktWriter:
+    def __enter__(self) -> XktWriter:  # noqa: PYI034 - Python 3.10 has no Self
         with ExitStack() as stack:
             self._file = stack.enter_context(replacing(self.path))
             content = self._header_content()

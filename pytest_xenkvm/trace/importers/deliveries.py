@@ -92,6 +92,13 @@ class Deliveries:
         delivery.injected = vector == self.config.vcpu(vcpu).vector
         return delivery.injected
 
+    def upcall(self, line: TraceLine) -> bool:
+        """The vCPU's own upcall vector was injected; return whether that was a delivery under way."""
+        delivery = self._running.get((line.pid, line.in_irq))
+        if delivery is not None:
+            delivery.injected = True
+        return delivery is not None
+
     def end(self, line: TraceLine, cause: Cause | None) -> bool:
         """It returned; `cause` is what the thread was doing. False if its call wasn't seen."""
         values = line.values("ret", bits=32, signed=True)

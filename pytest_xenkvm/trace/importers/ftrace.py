@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
-from typing import Final
 
 from attrs import Factory, define, evolve
 
-from pytest_xenkvm.abi.numbers import KVM_EXIT_XEN
 from pytest_xenkvm.trace.errors import Malformed
 from pytest_xenkvm.trace.events import Event, Header, Hypercall
 from pytest_xenkvm.trace.importers.ftrace_lines import FTRACE
@@ -18,15 +15,12 @@ from pytest_xenkvm.trace.importers.hypercalls import (
     Modes,
     args_trusted,
     exit_of,
+    is_xen_exit,
     parse_call,
 )
 from pytest_xenkvm.trace.importers.lines import Syntax, TraceLine, read_lines
 from pytest_xenkvm.trace.importers.model import Given, Imported, ImportReport, check_size
 from pytest_xenkvm.trace.importers.threads import Threads
-
-_EXIT: Final = re.compile(r":\s+reason (\w+) \((\d{1,10})\)")
-_ERRNO: Final = frozenset({"restart", "error"})
-"""Instead of a reason: KVM_RUN failed, and the number is its errno."""
 
 
 @define
@@ -61,11 +55,8 @@ class _Reader:
         check_size(len(self.events), line.path, line.number)
 
     def _exit(self, line: TraceLine) -> None:
-        match = _EXIT.fullmatch(line.fields.rstrip())
-        if match is None:
-            raise line.malformed("'reason NAME (NUMBER)'")
         index = self._waiting.get(line.pid)
-        if match[1] in _ERRNO or int(match[2]) != KVM_EXIT_XEN:
+        if not is_xen_exit(line):
             self.report.skip("exits to userspace that are no KVM_EXIT_XEN")
         elif index is None:
             self.report.skip("KVM_EXIT_XEN without its hypercall")

@@ -50,6 +50,8 @@ class Machine:
     requested: Counter[str] = Factory(Counter)
     """How often each Xen ioctl was called; a probe should have shown as many."""
     has_lapic: bool = False
+    free_page: int | None = None
+    """Guest pages from this number on are free; None: those above all that are known by then."""
     _requests: set[int] = Factory(set)
     _last: dict[int, tuple[int, int]] = Factory(dict)
     _creating: dict[int, int] = Factory(dict)
@@ -119,6 +121,8 @@ class Machine:
 
     def first_free_page(self, config: Config) -> int:
         """Return the number of the first guest page above all that are known."""
+        if self.free_page is not None:
+            return self.free_page
         given = -(-(self.given.memory or 0) // PAGE_SIZE)
         return max([given, *(page + 1 for page in config.pages)])
 
@@ -150,10 +154,8 @@ class Machine:
         return irqchip
 
     def _memory(self, config: Config, notes: list[str]) -> tuple[MemorySlot, ...]:
-        invented: tuple[MemorySlot, ...] = ()
-        if config.host_pages:
-            first, count = self.first_free_page(config), len(config.host_pages)
-            invented = (MemorySlot(gpa=first * PAGE_SIZE, size=count * PAGE_SIZE),)
+        invented = config.invented(self.first_free_page(config))
+        if invented:
             notes.append("Host addresses that the kernel accepted are given pages above all other memory.")
         if self.given.memory is not None:
             return MemorySlot(gpa=0, size=self.given.memory), *invented

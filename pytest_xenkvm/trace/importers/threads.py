@@ -101,8 +101,12 @@ class Threads:
 
     def shapes(self) -> tuple[VcpuShape, ...]:
         """Return the VM's vCPUs by index, all up to the highest that was seen."""
-        highest = max([*self.ids, *self._pid_by_index], default=-1)
         taken = set(self.ids.values())
-        free = (vcpu_id for vcpu_id in count(highest + 1) if vcpu_id not in taken)
-        assumed = (i if i not in taken else next(free) for i in range(highest + 1))
+        free = (vcpu_id for vcpu_id in count(self.count) if vcpu_id not in taken)
+        assumed = (i if i not in taken else next(free) for i in range(self.count))
         return tuple(VcpuShape(index=i, id=self.ids.get(i, other)) for i, other in enumerate(assumed))
+
+    @property
+    def count(self) -> int:
+        """How many vCPUs there are, as far as was seen."""
+        return max([*self.ids, *self._pid_by_index], default=-1) + 1
