@@ -8,7 +8,7 @@ from typing import Final
 from attrs import Factory, define, evolve
 
 from pytest_xenkvm.abi.layout import U64
-from pytest_xenkvm.abi.numbers import U64_MAX, HvmAttr
+from pytest_xenkvm.abi.numbers import U64_MAX
 from pytest_xenkvm.trace.events import Eventfd, Ioctl, JsonObject, NowPlus
 from pytest_xenkvm.trace.importers.attributes import attribute, determined
 from pytest_xenkvm.trace.importers.config import Config
@@ -196,7 +196,7 @@ class ProbedIoctls:
     def _relate_timer(self, ioctl: OpenIoctl) -> None:
         """Say by how much the time was ahead that the TIMER attribute set, if the trace shows it."""
         slot = self.timeline.slots[ioctl.slot]
-        if ioctl.expires is not None and isinstance(slot.event, Ioctl):
+        if ioctl.expires is not None and isinstance(slot.event, Ioctl) and "timer" in slot.event.arg:
             timer = {**slot.event.arg["timer"], "expires_ns": NowPlus(ioctl.expires - slot.ns)}
             slot.event = evolve(slot.event, arg={**slot.event.arg, "timer": timer})
 
@@ -218,7 +218,7 @@ class ProbedIoctls:
 
     def _eventfd(self, slot: int, arg: JsonObject) -> None:
         """The kernel found the eventfd, so the VMM had created it."""
-        if arg["type"] == HvmAttr.EVTCHN and (eventfd := arg["evtchn"]["deliver"].get("eventfd")):
+        if "evtchn" in arg and (eventfd := arg["evtchn"]["deliver"].get("eventfd")):
             fd = eventfd["fd"]
             if fd not in self._eventfds:
                 self._eventfds.add(fd)
