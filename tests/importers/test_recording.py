@@ -171,6 +171,7 @@ def test_the_script_prints_what_is_read() -> None:
         "flags=0x22 flags=0x22 msr=0x40000000 blob32=0x0 blob64=0x0 sizes=0x0",
         "flags=(fault) msr=0x40000000 blob32=0x0 blob64=0x0",
         "flags=0x22 msr=0x4000000000000000000 blob32=0x0 blob64=0x0 sizes=0x0",
+        "flags=0x22 msr=0x100000000 blob32=0x0 blob64=0x0 sizes=0x0",
     ],
 )
 def test_malformed_kprobe_fields_are_refused(fields: str) -> None:

@@ -56,10 +56,10 @@ class ProbedIoctls:
 
     def hvm_config(self, line: TraceLine) -> str | None:
         """KVM_XEN_HVM_CONFIG, which has no return probe: its result is 0 by inference."""
-        values = line.values("flags", "msr", "blob32", "blob64", "sizes")
-        if values is None:
+        values, blobs = line.values("flags", "msr", "sizes", bits=32), line.values("blob32", "blob64")
+        if values is None or blobs is None:
             return _FAULT
-        flags, msr, blob_32, blob_64, sizes = values
+        (flags, msr, sizes), (blob_32, blob_64) = values, blobs
         arg = {
             "flags": flags,
             "msr": msr,
@@ -120,7 +120,8 @@ class ProbedIoctls:
         event = self._known(ioctl.slot, values[0])
         if event.name.endswith("_SET_ATTR"):
             self._attribute_set(ioctl.slot, event)
-            self._relate_timer(ioctl)
+            if event.ret == 0:
+                self._relate_timer(ioctl)
         return None
 
     def hvm_got_attr(self, line: TraceLine) -> str | None:
