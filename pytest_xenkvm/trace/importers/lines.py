@@ -100,8 +100,9 @@ class Syntax:
 
     `recorder`: its name, as a trace's header has it. `line`: the groups task, pid, flags, seconds, fraction,
     event and fields. `lost`: a note of lost events; its group counts them, where the recorder does. `mark`:
-    a line that no other recorder writes. `kernel`, `vendor`: lines that tell the host's release, and the
-    vendor of its CPU as CPUID spells it. `ordered`: whether lines of several CPUs are in the order of time.
+    a line that no other recorder writes; `sure`: what an event's line holds if it can't be another's.
+    `kernel`, `vendor`: lines that tell the host's release, and the vendor of its CPU as CPUID spells it.
+    `ordered`: whether lines of several CPUs are in the order of time.
     """
 
     recorder: str
@@ -109,6 +110,7 @@ class Syntax:
     line: re.Pattern[str]
     lost: re.Pattern[str]
     mark: re.Pattern[str] | None = None
+    sure: re.Pattern[str] | None = None
     kernel: re.Pattern[str] | None = None
     vendor: re.Pattern[str] | None = None
     ordered: bool = True
@@ -133,8 +135,10 @@ class Syntax:
 
     def recognises(self, text: str) -> bool:
         """Whether this line of a recording shows its recorder."""
-        marked = self.mark is not None and self.mark.match(text) is not None
-        return marked or self.parse(text, "", 0) is not None
+        if self.mark is not None and self.mark.match(text):
+            return True
+        sure = self.sure is None or self.sure.search(text)
+        return bool(sure) and self.parse(text, "", 0) is not None
 
 
 def read_lines(lines: Iterable[str], path: str, report: ImportReport, syntax: Syntax) -> Iterator[TraceLine]:

@@ -94,7 +94,7 @@ class ProbedVm:
         values = line.values("idx", "id", bits=32)
         if values is None:
             return _FAULT
-        self.threads.ids[values[0]] = values[1]
+        self.threads.has_id(line, *values)
         return None
 
     def enter(self, line: TraceLine) -> str | None:
