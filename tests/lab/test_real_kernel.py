@@ -124,7 +124,7 @@ def test_a_command_runs_on_a_real_kernel(tmp_path: Path, name: str) -> None:
 def test_a_panic_is_shown(tmp_path: Path) -> None:
     """When the kernel panics, its last words are shown, and the exit code is the lab's own."""
     needed(KERNEL)
-    done = run(tmp_path, "--", "sh", "-c", "echo before; echo c > /proc/sysrq-trigger")
+    done = run(tmp_path, "--", "sh", "-c", "echo before; sleep 2; echo c > /proc/sysrq-trigger")
     assert done.returncode == DIED_EXIT
     assert done.stdout == "before\n"
     *console, last = done.stderr.splitlines()
