@@ -6,7 +6,6 @@ With XENKVM_LAB=required in the environment they fail instead: so CI notices whe
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,16 +14,11 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from guests import KERNEL, lab, needed, run
 
 from pytest_xenkvm.cli.lab import DIED_EXIT, LATE_EXIT
 from pytest_xenkvm.cli.main import INTERRUPT_EXIT, PIPE_EXIT
-from pytest_xenkvm.lab.errors import LabError
 from pytest_xenkvm.lab.host_clock import tsc_khz
-from pytest_xenkvm.lab.kernels import KernelCache
-from pytest_xenkvm.lab.qemu import find_qemu
-
-KERNEL: Final = "linux-6.12"
-"""The one that must be there when the lab is required: it is in the archive of a stable Debian."""
 
 LOOK: Final = """
 import fcntl, json, os, sys
@@ -53,27 +47,6 @@ json.dump({
 print("to stderr", file=sys.stderr)
 sys.exit(7)
 """
-
-
-def needed(name: str) -> None:
-    """Skip, or fail if the lab is required, unless a guest with that kernel can be had."""
-    try:
-        find_qemu()
-        KernelCache.of_user().fetched(name)
-    except LabError as error:
-        if os.environ.get("XENKVM_LAB") == "required" and name == KERNEL:
-            pytest.fail(f"XENKVM_LAB=required, but {error}")
-        pytest.skip(str(error))
-
-
-def lab(*args: str) -> list[str]:
-    """The command line of a guest."""
-    return [sys.executable, "-c", "from pytest_xenkvm.cli.main import main; main()", "lab", "run", *args]
-
-
-def run(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    """Run a guest to its end."""
-    return subprocess.run(lab(*args), cwd=folder, capture_output=True, text=True, timeout=300, check=False)
 
 
 def test_a_kernel_of_the_table_is_needed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
