@@ -1,6 +1,6 @@
 """The conformance suite, and the tests of what drives and records /dev/kvm, on real kernels.
 
-They take minutes, and run where those of test_real_kernel.py do if XENKVM_REAL_KERNELS=1 is in the environment.
+They take minutes: with XENKVM_REAL_KERNELS=1 in the environment they run where those of test_real_kernel.py do.
 """
 
 from __future__ import annotations
