@@ -1,6 +1,6 @@
 """The conformance suite, and the tests of what drives and records /dev/kvm, on real kernels.
 
-They take minutes: with XENKVM_REAL_KERNELS=1 in the environment they run where those of test_real_kernel.py do.
+They take minutes: they run with XENKVM_REAL_KERNELS=1 in the environment, where test_real_kernel.py's do.
 """
 
 from __future__ import annotations
