@@ -28,13 +28,27 @@ LATE_EXIT: Final = 124
 _MIN_MEMORY: Final = 512
 _MAX_CPUS: Final = 64
 _MIB: Final = 1 << 20
+_NAME_WIDTH: Final = max(map(len, SOURCES)) + 2
 
 _EPILOG: Final = """\b
 Examples:
-  xenkvm lab fetch linux-6.12                     get a kernel (about 35 MB)
   xenkvm lab list                                 which kernels there are
+  xenkvm lab fetch linux-6.12                     get a kernel (some 60 MiB in the cache)
   xenkvm lab run -- uname -a                      a command on Linux 6.12
   xenkvm lab run --kernel linux-7.3 -- pytest --pyargs pytest_xenkvm.conformance --xenkvm-host=kvm
+"""
+
+_FETCH_EPILOG: Final = """\b
+Examples:
+  xenkvm lab fetch linux-6.12               needed by `xenkvm lab run` unless told otherwise
+  xenkvm lab fetch linux-6.12 linux-7.3     two kernels; again, later, for newer releases
+
+Exit codes: 0 fetched, 2 it can't be (the reason is on stderr).
+"""
+
+_LIST_EPILOG: Final = """\b
+Example:
+  xenkvm lab list     a kernel's release, size and place, and the packages that it came from
 """
 
 _RUN_EPILOG: Final = """\b
@@ -78,7 +92,7 @@ def lab() -> None:
     """
 
 
-@lab.command("fetch")
+@lab.command("fetch", epilog=_FETCH_EPILOG, short_help="Fetch kernels from Debian, by apt.")
 @click.argument("kernels", nargs=-1, required=True, metavar="KERNEL...")
 def fetch(kernels: tuple[str, ...]) -> None:
     """Fetch the newest release of each KERNEL (linux-6.12, linux-7.2, linux-7.3) from Debian, by apt.
@@ -92,7 +106,7 @@ def fetch(kernels: tuple[str, ...]) -> None:
             fetch_kernel(name, cache, _say, is_shown=sys.stderr.isatty())
 
 
-@lab.command("list")
+@lab.command("list", epilog=_LIST_EPILOG)
 def list_() -> None:
     """Tell which kernels can be fetched, and which are there."""
     cache = KernelCache.of_user()
@@ -100,25 +114,27 @@ def list_() -> None:
         for name, source in SOURCES.items():
             facts = cache.facts(name)
             if facts is None:
-                click.echo(f"{name}  not fetched; from Debian's {', '.join(source.suites)}")
+                click.echo(f"{name:{_NAME_WIDTH}}not fetched; from Debian's {', '.join(source.suites)}")
                 continue
             size = cache.size(name) // _MIB
-            click.echo(f"{name}  {facts.release}, {size} MiB in {cache.folder / name}")
+            click.echo(f"{name:{_NAME_WIDTH}}{facts.release}, {size} MiB in {cache.folder / name}")
             for package in facts.packages:
-                click.echo(f"            {package}")
+                click.echo(f"{'':{_NAME_WIDTH}}{package}")
 
 
 def _variables(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
     found = {}
     for value in values:
         name, equals, text = value.partition("=")
+        if not name:
+            raise click.BadParameter(f"{value!r} names no variable; say NAME or NAME=VALUE")
         if not equals and name not in os.environ:
             raise click.BadParameter(f"{name} isn't set here; say NAME=VALUE")
         found[name] = text if equals else os.environ[name]
     return found
 
 
-@lab.command("run", epilog=_RUN_EPILOG)
+@lab.command("run", epilog=_RUN_EPILOG, short_help="Boot a kernel and run a command in it.")
 @click.option(
     "--kernel",
     default="linux-6.12",
@@ -230,7 +246,10 @@ def _kernel(name: str, modules: Path | None, folder: Path) -> Kernel:
         image = Path(name)
         if not image.is_file():
             raise UserError(f"--kernel {name}: found no such file, expected one, or {', '.join(SOURCES)}")
-        return kernel_of_files(image, modules, folder)
+        try:
+            return kernel_of_files(image, modules, folder)
+        except LabError as error:
+            raise UserError(f"--kernel {name}: {error}") from error
     if modules is not None:
         raise UserError(f"--modules goes with a kernel of your own; {name} brings its modules")
     cache = KernelCache.of_user()

@@ -70,11 +70,15 @@ Examples:
   xenkvm replay @linux-boot                     compare with the recording, judge the rules
   xenkvm import ftrace.txt.gz -o boot.xkt       a recording becomes a trace
   xenkvm show boot.xkt --vcpu 1 --failed        what went wrong on vCPU 1
-  xenkvm show boot.xkt --count                  which hypercalls, and who answered them
+  xenkvm record -o vm.xkt -- qemu-system-x86_64 -accel kvm,xen-version=0x40011,kernel-irqchip=split ...
+  xenkvm stat boot.xkt                          which hypercalls, vCPUs and timers, and when
+  xenkvm diff boot.xkt --profile linux-7.2 --profile linux-7.3
+  xenkvm shrink boot.xkt --failing divergence   the few events that it takes
+  xenkvm lab run -- uname -r                    on a real kernel with KVM_XEN, in an emulator
   xenkvm COMMAND --help                         options and more examples
 
-Exit codes: 0 all went well, 1 a replay diverged, a rule was violated or a trace is broken, 2 the
-request can't be served (the reason is on stderr), 130 interrupted.
+Exit codes: 0 all went well, 1 a replay diverged, a rule was violated, two traces differ or a trace is broken,
+2 the request can't be served (the reason is on stderr), 130 interrupted.
 """
 
 

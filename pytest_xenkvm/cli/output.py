@@ -31,9 +31,9 @@ def check_output(
     if not target.exists():
         return
     if any(Path(path).exists() and target.samefile(path) for path in sources):
-        raise UserError(f"{target}: is the {source} itself; -o names another file")
+        raise UserError(f"{target}: is the {source} itself; name another file")
     if not force:
-        raise UserError(f"{target}: exists already; --force replaces it, -o names another file")
+        raise UserError(f"{target}: exists already; --force replaces it, or name another file")
 
 
 def watched(items: Iterable[T], what: str) -> Iterator[T]:

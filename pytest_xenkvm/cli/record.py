@@ -95,6 +95,10 @@ def record(  # noqa: PLR0913 - an argument an option
     own (scope "full"), if the kernel lets its functions be probed.
     """
     if host is not None:
+        useless = {"--pid": pid, "--duration": duration, "--buffer-size": buffer_size, "--clean": clean}
+        for option, value in useless.items():
+            if value:
+                raise UserError(f"{option} doesn't go with --host: no running VM is recorded")
         _record_scenario(command, output, limit=max_events, force=force, quiet=quiet)
         return 0
     try:
@@ -129,9 +133,12 @@ def _record_scenario(
     from pytest_xenkvm.cli.record_scenario import record_scenario  # noqa: PLC0415 - not needed for tracefs
 
     if len(command) != 1:
-        raise UserError(f"--host kvm does one trace again, and {len(command)} names were given")
+        raise UserError(
+            f"--host kvm does one trace again, and {len(command)} were named: "
+            "say xenkvm record --host kvm TRACE -o OUTPUT"
+        )
     if output.exists() and not force:
-        raise UserError(f"{output}: exists already; --force replaces it, -o names another file")
+        raise UserError(f"{output}: exists already; --force replaces it, or name another file")
     record_scenario(command[0], output, limit=limit, quiet=quiet)
 
 
@@ -150,7 +157,7 @@ def _check(command: tuple[str, ...], pid: int | None, output: Path, *, force: bo
     if not output.absolute().parent.is_dir():
         raise UserError(f"{output}: its folder doesn't exist")
     if output.exists() and not force:
-        raise UserError(f"{output}: exists already; --force replaces it, -o names another file")
+        raise UserError(f"{output}: exists already; --force replaces it, or name another file")
 
 
 def _buffer_kb() -> int:
@@ -199,7 +206,7 @@ def _status(recorder: Recorder, ending: Ending, *, quiet: bool) -> int:
     for vm in sorter.all:
         scope = "full" if vm.full else f"hypercalls ({vm.why_not_full})"
         if not quiet or not vm.full:
-            what = f"{vm.written:,} events, {vm.hypercalls:,} hypercalls, scope {scope}"
+            what = f"{_counted(vm.written, 'event')}, {_counted(vm.hypercalls, 'hypercall')}, scope {scope}"
             click.echo(f"{text(str(vm.path), 1000)}: {what}", err=True)
     if sorter.lost:
         missed = ", ".join(f"{name} {count:,} times" for name, count in recorder.missed.items())
@@ -211,6 +218,10 @@ def _status(recorder: Recorder, ending: Ending, *, quiet: bool) -> int:
         status = ending.child.wait()
         return _SIGNAL_BASE - status if status < 0 else status
     return 0 if sorter.all else _NOTHING_EXIT
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 @define

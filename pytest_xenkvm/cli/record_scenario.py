@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
@@ -27,14 +28,26 @@ def record_scenario(scenario: str, output: Path, *, limit: int | None, quiet: bo
     Raises UserError for a host or scenario that doesn't allow it, `TraceError` as files do.
     """
     trace = open_trace(scenario)
+    left_out = Counter[int]()
     try:
         host = DevKvmHost.open()
-        header, events = rerecord(host, trace.header, trace.events(), kernel=host.release, recorder=_RECORDER)
+        header, events = rerecord(
+            host,
+            trace.header,
+            trace.events(),
+            kernel=host.release,
+            recorder=_RECORDER,
+            left_out=lambda call: left_out.update((call.nr,)),
+        )
         notes = f"{trace.name}, recorded on {trace.header.kernel}, done again by xenkvm record."
         header = evolve(header, notes=" ".join(filter(None, (notes, trace.header.notes))))
         written = write_trace(output, header, _limited(events, limit))
     except (HostError, ReplayError) as error:
         raise UserError(f"{scenario}: {error}") from error
+    if left_out:
+        plural = "s" * (left_out.total() > 1)
+        why = f"what the guest's memory held for them isn't in {trace.name}"
+        click.echo(f"{left_out.total():,} hypercall{plural} left out: {text(why, 1000)}", err=True)
     if not quiet:
         what = f"{written:,} events, recorded on {host.name}"
         click.echo(f"{text(str(output), 1000)}: {what}", err=True)

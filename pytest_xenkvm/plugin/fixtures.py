@@ -49,9 +49,13 @@ def xenkvm_replay(request: pytest.FixtureRequest) -> Replayer:
 @pytest.fixture
 def xenkvm_host(request: pytest.FixtureRequest) -> XenHost:
     """The host of `--xenkvm-host`, to create VMs on in a test of your own."""
+    from pytest_xenkvm.hosts.protocol import HostError  # noqa: PLC0415
     from pytest_xenkvm.plugin.own_tests import XenHost  # noqa: PLC0415
 
-    return XenHost.of(request)
+    try:
+        return XenHost.of(request)
+    except HostError as error:
+        pytest.fail(str(error), pytrace=False)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ anything; when the scenario's took no more, it takes the rest, and after one wit
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from attrs import define, evolve, field
@@ -38,13 +38,20 @@ _MOST_INTERRUPTS: Final = 256
 """Interrupts that a vCPU takes at one entry; there are no more vectors."""
 
 
-def rerecord(
-    host: LimitedHost, header: Header, events: Iterable[Event], *, kernel: str, recorder: str
+def rerecord(  # noqa: PLR0913 - three of them by name only
+    host: LimitedHost,
+    header: Header,
+    events: Iterable[Event],
+    *,
+    kernel: str,
+    recorder: str,
+    left_out: Callable[[Hypercall], None] = lambda _call: None,
 ) -> tuple[Header, Iterator[Event]]:
     """Do the scenario again on `host`, which runs that release of the kernel: what a trace of it holds.
 
-    The events come as they happen, with the time of the VM's clock (ns since the first event). Raises
-    ReplayError for a scenario of scope "hypercalls", HostError if the VM can't be had.
+    The events come as they happen, with the time of the VM's clock (ns since the first event). `left_out` is
+    told of each hypercall that isn't done, as it depends on guest memory that the scenario doesn't hold.
+    Raises ReplayError for a scenario of scope "hypercalls", HostError if the VM can't be had.
     """
     if header.scope != "full" or header.vm is None:
         raise ReplayError(
@@ -59,7 +66,7 @@ def rerecord(
         unseen=(),
     )
     vm = host.create_vm(header.vm, cpu_vendor=host.cpu_vendor)
-    return recorded, _Recording(Stepper(vm, header), vm, len(header.vm.vcpus)).events(events)
+    return recorded, _Recording(Stepper(vm, header), vm, len(header.vm.vcpus), left_out).events(events)
 
 
 @define(eq=False)
@@ -67,6 +74,7 @@ class _Recording:
     stepper: Stepper
     vm: HostVm
     vcpus: int
+    left_out: Callable[[Hypercall], None]
     _first: int | None = field(default=None, init=False)
     """The VM's clock when the first event was complete (ns)."""
 
@@ -97,10 +105,12 @@ class _Recording:
             event = following
 
     def _do(self, event: Event) -> Event | None:
-        """The event as it happens; None for an interrupt that doesn't."""
+        """The event as it happens; None for an interrupt that doesn't, and a hypercall that can't."""
         if isinstance(event, Hypercall):
             happened = self.stepper.hypercall(event, event.ts, _scenarios_answer)
-            return happened or evolve(event, handled=None, exit=None, rax=None)
+            if happened is None:
+                self.left_out(event)
+            return happened
         done = self.stepper.again(event, self.vcpus)(event.ts)
         if isinstance(event, Ioctl) and isinstance(done, Ioctl):
             return _without_undetermined(event, done)

@@ -80,14 +80,22 @@ def test_a_kernel_to_fetch_without_apt(capsys: pytest.CaptureFixture[str], qemu:
 
 
 def test_a_file_that_is_no_kernel(capsys: pytest.CaptureFixture[str], qemu: Path) -> None:
-    """A file without a kernel in it is refused."""
-    assert "the kernel is neither an ELF file" in said(capsys, "run", "--kernel", str(qemu), "--", "true")
+    """A file without a kernel in it is refused by its name."""
+    assert f"--kernel {qemu}: the kernel is neither an ELF file" in said(
+        capsys, "run", "--kernel", str(qemu), "--", "true"
+    )
 
 
 def test_a_variable_that_isnt_set(capsys: pytest.CaptureFixture[str]) -> None:
     """--env NAME wants a variable that is set here."""
     assert run(["lab", "run", "--env", "NO_SUCH_NAME", "--", "true"]) == USAGE_EXIT
     assert "NO_SUCH_NAME isn't set here; say NAME=VALUE" in capsys.readouterr().err
+
+
+def test_a_variable_without_a_name(capsys: pytest.CaptureFixture[str]) -> None:
+    """--env with no name before the = is refused before anything boots."""
+    assert run(["lab", "run", "--env", "=x", "--", "true"]) == USAGE_EXIT
+    assert "'=x' names no variable; say NAME or NAME=VALUE" in capsys.readouterr().err
 
 
 def test_fetching_an_unknown_kernel(capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,13 +113,15 @@ def test_the_list(capsys: pytest.CaptureFixture[str], cache: Path) -> None:
     assert capsys.readouterr().out.splitlines() == [
         f"linux-6.12  6.12.117+deb12-cloud-amd64, 3 MiB in {folder}",
         "            linux-image-x=6.12.117-1",
-        "linux-7.2  not fetched; from Debian's sid, forky",
-        "linux-7.3  not fetched; from Debian's experimental, sid, forky",
+        "linux-7.2   not fetched; from Debian's sid, forky",
+        "linux-7.3   not fetched; from Debian's experimental, sid, forky",
     ]
 
 
 @pytest.mark.parametrize("command", ["run", "fetch", "list"])
 def test_help_teaches(capsys: pytest.CaptureFixture[str], command: str) -> None:
-    """Each command explains itself."""
+    """Each command explains itself, by examples."""
     assert run(["lab", command, "--help"]) == 0
-    assert f"Usage: xenkvm lab {command}" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"Usage: xenkvm lab {command}" in out
+    assert f"  xenkvm lab {command} " in out.partition("Example")[2]

@@ -169,3 +169,21 @@ def test_scenarios_tell_where_a_host_differs() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "52 golden\n"
+
+
+def test_no_such_host_is_said_once(tmp_path: Path) -> None:
+    """Without Xen support in the running kernel's KVM there is one sentence, not an error for each probe."""
+    (tmp_path / "no_kvm.py").write_text(
+        "from pytest_xenkvm.hosts.devkvm.host import DevKvmHost\n"
+        "from pytest_xenkvm.hosts.protocol import HostError\n\n"
+        "def _open():\n    raise HostError('no KVM here')\n\n"
+        "DevKvmHost.open = _open\n"
+    )
+    common = ("-p", "no_kvm", "-o", f"pythonpath={tmp_path}", str(SUITE), "--xenkvm-host=kvm")
+    done = run(*common)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert done.stderr.splitlines() == ["ERROR: no KVM here", ""], done.stdout
+    workers = run(*common, "-n", "1", "-k", "new_vcpu_has_no_id")
+    assert "no KVM here" in workers.stdout
+    assert "Traceback" not in workers.stdout + workers.stderr
+    assert "own_tests.py" not in workers.stdout

@@ -117,6 +117,7 @@ NOT_RUN: Final = {
     ("README.md", "python3 -m venv .venv && .venv/bin/pip install --quiet --editable"): (
         "runs these tests; .ci/run does it word for word"
     ),
+    ("README.md", "xenkvm shrink boot.xkt"): f"{_A_HOST}, and {_A_LAB}",
     ("docs/how-to/judge-a-kernel.md", "pytest --pyargs pytest_xenkvm.conformance --xenkvm-host=kvm"): (
         "needs a kernel with Xen support; CI runs it in the lab"
     ),

@@ -157,7 +157,13 @@ def test_leftovers_that_live_stay(kernel: FakeKernel, capsys: pytest.CaptureFixt
         (["-o", "/no/such/folder/out.xkt"], "its folder doesn't exist"),
         (["--pid", "1", "--", "true"], "--pid and a COMMAND were both given"),
         (["--pid", "4000000"], "there is no process 4000000"),
-        (["--host", "kvm"], "--host kvm does one trace again, and 0 names were given"),
+        (
+            ["--host", "kvm"],
+            "--host kvm does one trace again, and 0 were named: say xenkvm record --host kvm TRACE",
+        ),
+        (["--host", "kvm", "--pid", "1", "@linux-boot"], "--pid doesn't go with --host"),
+        (["--host", "kvm", "--duration", "1", "@linux-boot"], "--duration doesn't go with --host"),
+        (["--host", "kvm", "--clean"], "--clean doesn't go with --host"),
     ],
 )
 def test_what_can_not_be_done(

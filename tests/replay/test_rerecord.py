@@ -30,6 +30,7 @@ from pytest_xenkvm.trace.events import (
 
 GOLDEN = Path(__file__).parents[2] / "traces" / "golden"
 INFO, VECTOR = 0x1000, 0x55
+XEN_VERSION, SCHED_OP = 17, 29
 PRIORITY = 0xFFFF_FFFF
 SHAPE = VmShape(irqchip="split", memory=(MemorySlot(gpa=0, size=1 << 16),), vcpus=(VcpuShape(index=0, id=0),))
 EVENT_SENT = Ioctl(
@@ -118,6 +119,25 @@ def test_interrupts_without_end_are_a_host_error(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("pytest_xenkvm.hosts.emulated.EmulatedVm.take_interrupt", lambda _vm, _vcpu: 0x77)
     with pytest.raises(HostError, match="takes interrupts without end: the last had vector 119"):
         tail([VcpuRun(vcpu=0)])
+
+
+def test_calls_that_nobody_can_do_again_are_left_out() -> None:
+    """A hypercall whose argument lies in memory that nobody saw is left out, and told."""
+    poll, known = (
+        Hypercall(vcpu=0, nr=nr, args=(3, 0x5000, 0, 0, 0, 0), longmode=True, cpl=0)
+        for nr in (SCHED_OP, XEN_VERSION)
+    )
+    left_out: list[Hypercall] = []
+    _header, events = rerecord(
+        EmulatedHost(profile=LINUX_7_3),
+        Header(vm=SHAPE, unseen=("mem",)),
+        [*configured(), poll, known],
+        kernel="x",
+        recorder="y",
+        left_out=left_out.append,
+    )
+    assert [event.nr for event in events if isinstance(event, Hypercall)] == [XEN_VERSION]
+    assert left_out == [poll]
 
 
 def test_a_scenario_without_configuration_is_refused() -> None:
