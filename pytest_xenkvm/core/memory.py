@@ -6,7 +6,8 @@ Each slot also has a host virtual address range, as a VMM's mapping of guest mem
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final, Protocol, cast
 
 from attrs import field, frozen
@@ -81,6 +82,14 @@ class GuestMemory:
                 slot.buffer[gpa - start : end - start] = data
                 return True
         return False
+
+    def storing(self, gpa: int, data: bytes) -> Callable[[], object]:
+        """What stores `data` at `gpa` each time it is called, like `write`."""
+        for slot in self.slots:
+            if slot.gpa <= gpa and gpa + len(data) <= slot.end:
+                offset = gpa - slot.gpa
+                return partial(slot.buffer.__setitem__, slice(offset, offset + len(data)), data)
+        return partial(self.write, gpa, data)
 
     def hva_to_gpa(self, hva: int, size: int) -> int | None:
         """The guest address that the host maps at [hva, hva + size); None if that is not one slot's."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable, Sequence
 from errno import EFAULT, EINVAL, ENOTTY
+from functools import partial
 from typing import Final
 
 from attrs import Factory, define, field, frozen
@@ -104,6 +105,12 @@ class EmulatedVm:
 
     def write_memory(self, gpa: int, data: bytes) -> bool:
         return self.machine.state.memory.write(gpa, data)
+
+    def prepared_store(self, gpa: int, data: bytes) -> Callable[[], object]:
+        return self.machine.state.memory.storing(gpa, data)
+
+    def prepared_ioctl(self, request: int, argument: int | bytearray) -> Callable[[], int]:
+        return partial(self.ioctl, request, argument)
 
     def read_virtual(self, vcpu: int, gva: int, size: int) -> bytes | None:
         if vcpu not in self._forwarded:

@@ -6,8 +6,8 @@ bytes of the UAPI (`pytest_xenkvm.abi.ioctls`), results as 0, a positive value, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 from attrs import define, frozen
 
@@ -109,6 +109,17 @@ class HostVm(Protocol):
 
     def pass_time(self, *, ns: int = 0, until: int = 0) -> None:
         """Let at least `ns` pass, and the VM's clock reach `until` (ns since creation)."""
+
+
+@runtime_checkable
+class PreparingVm(Protocol):
+    """A VM that does the same thing again and again faster if it is told so beforehand."""
+
+    def prepared_store(self, gpa: int, data: bytes) -> Callable[[], object]:
+        """What does the same as `HostVm.write_memory`, whatever that returns."""
+
+    def prepared_ioctl(self, request: int, argument: int | bytearray) -> Callable[[], int]:
+        """What makes an ioctl on the VM that returns nothing in its argument, as `HostVm.ioctl`."""
 
 
 class Host(Protocol):

@@ -11,32 +11,40 @@ an event at any time is found out once (`_Known`), and an observation is made on
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Final
 
 from attrs import Factory, define, field
 
-from pytest_xenkvm.core.machine import XenExit
 from pytest_xenkvm.hosts.protocol import Host
 from pytest_xenkvm.replay.compare import Difference, differences, unjudged
 from pytest_xenkvm.replay.errors import ReplayError
-from pytest_xenkvm.replay.observation import EVERYONE, Audience, Divergence, Observation, Place, Tally
-from pytest_xenkvm.replay.stepper import Again, Stepper
+from pytest_xenkvm.replay.observation import (
+    EVERYONE,
+    Audience,
+    Divergence,
+    Observation,
+    Place,
+    Repeats,
+    Tally,
+)
+from pytest_xenkvm.replay.stepper import Again, CallAgain, Stepper, recorded_answer
 from pytest_xenkvm.trace.events import (
-    BRIEF_BYTES,
     Event,
     Header,
     Hypercall,
-    Ioctl,
     Irq,
     Mem,
     TimedEvent,
+    Told,
     VcpuRun,
     Wait,
     Wrmsr,
+    as_told,
     at_time,
     brief,
+    is_small,
 )
 
 UNTIMED_EVENT_NS: Final = 1000
@@ -48,12 +56,11 @@ CONTEXT_EVENTS: Final = 3
 _MAX_KNOWN: Final = 4096
 """Events that are remembered, small ones only: the trace may hold any number of any size."""
 
-_MAX_MEMBERS: Final = 8
-"""Members of the argument of a small ioctl."""
+_AFTER_THE_LAST: Final[TimedEvent] = (None, Event(), None)
 
-_AFTER_THE_LAST: Final[TimedEvent] = (None, Event())
+_NOT_COUNTED: Final = Repeats(valid=False)
 
-_Recent = deque[tuple[int, "int | None", Event]]
+_Recent = deque[tuple[int, "int | None", Event, "Told | None"]]
 """Index, time and short form of a vCPU's last events."""
 
 
@@ -81,7 +88,7 @@ def kernel_replay(
 
 @define(eq=False)
 class _Known:
-    """What holds for an event whenever it happens."""
+    """What holds for an event other than a hypercall whenever it happens."""
 
     event: Event
     again: Again
@@ -95,9 +102,29 @@ class _Known:
     inferred: bool
     idle: bool = field(init=False)
     """There is nothing more to do if it comes out as recorded and nobody takes interrupts."""
+    store: Callable[[], object] | None = field(default=None, init=False)
+    """Does it again, if that is all there is to do."""
 
     def __attrs_post_init__(self) -> None:
         self.idle = not (self.wanted or self.window or self.adds_up)
+
+
+@define(eq=False)
+class _KnownCall:
+    """What holds for all hypercalls that one object stands for."""
+
+    event: Hypercall
+    again: CallAgain
+    vcpu: int
+    recent: _Recent
+    unseen: bool
+    """An outcome was not recorded."""
+    repeats: Repeats = _NOT_COUNTED
+    """Counts those that come out as recorded, while it is valid."""
+    window: tuple[int, ...] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.window = (self.vcpu,)
 
 
 @define(eq=False)
@@ -109,57 +136,80 @@ class _KernelReplay:
     recent: dict[int | None, _Recent] = Factory(dict)
     known: dict[int, _Known] = Factory(dict)
     """By the identity of their event."""
+    known_calls: dict[int, _KnownCall] = Factory(dict)
     irqs_seen: bool = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.irqs_seen = "irq" not in self.stepper.header.unseen
 
-    def observations(  # noqa: C901, PLR0912 - a call for each part would take as long as the part does
+    def observations(  # noqa: C901, PLR0912, PLR0915 - calls for parts take as long as the parts do
         self, events: Iterable[TimedEvent]
     ) -> Iterator[Observation]:
         upcoming = iter(events)
         current = next(upcoming, None)
         if current is None:
             return
-        tally, known_of, recent_of = self.tally, self.known, self.recent
-        pass_time, hypercall = self.stepper.vm.pass_time, self.stepper.hypercall
-        wants_call = self.audience.wants_call
+        known_of, call_of = self.known.get, self.known_calls.get
+        pass_time, take_interrupt = self.stepper.vm.pass_time, self.stepper.vm.take_interrupt
         now = 0  # when the previous event was complete (ns since the first event)
         reached = -1  # what the VM's clock has been brought to
         window: tuple[int, ...] = ()  # vCPUs that are taking interrupts
+        hypercalls = inferred = 0
         for index, following in enumerate(chain(upcoming, (_AFTER_THE_LAST,))):
-            ts, event = current
+            ts, event, told = current
             current = following
             if ts is None:
                 pass_time(ns=UNTIMED_EVENT_NS, until=now)
-            elif reached != now:
-                reached = now
-                pass_time(until=now)
-            if ts is not None and ts > now:
-                now = ts
-            tally.events += 1
-            if type(event) is Hypercall:
-                happened: Event | None = hypercall(event, ts, _recorded_answer)
-                kept: Event = event if event.behind is None and not event.extra else brief(event)
-                recent = recent_of.get(event.vcpu) or self._recent(event.vcpu)
-                told = happened is not event or event.rax is None or event.handled is None
-                wanted = told or wants_call(event)
-                window = (event.vcpu,)
-                tally.hypercalls += 1
-                tally.inferred += event.inferred
             else:
-                known = known_of.get(id(event)) or self._know(event)
+                if reached != now:
+                    reached = now
+                    pass_time(until=now)
+                now = max(now, ts)
+            found: list[Difference] = []
+            happened: Event | None
+            if told is not None:
+                call = call_of(id(event)) or self._know_call(event)
+                happened = call.again(ts, told)
+                hypercalls += 1
+                window = call.window
+                if happened is event and call.repeats.valid and type(following[1]) is not Irq:
+                    window = ()
+                    vector = take_interrupt(call.vcpu)
+                    if vector is None or not self.irqs_seen:
+                        call.repeats.times += 1
+                        call.recent.append((index, ts, event, told))
+                        continue
+                    found = [_missed(call.vcpu, vector)]
+                recent, as_recorded = call.recent, happened is event
+                event = kept = as_told(event, told)
+                tells = call.unseen or not as_recorded
+                happened = event if as_recorded else happened
+                wanted = tells or self._wants_again(call)
+            elif type(event) is Hypercall:
+                happened = self.stepper.hypercall(event, ts, recorded_answer)
+                kept = event if event.behind is None and not event.extra else brief(event)
+                recent, window = self._recent(event.vcpu), (event.vcpu,)
+                tells = happened is not event or event.rax is None or event.handled is None
+                wanted = tells or self.audience.wants_call(event)
+                hypercalls += 1
+                inferred += event.inferred
+            else:
+                known = known_of(id(event)) or self._know(event)
+                inferred += known.inferred
+                if known.store is not None and not window:
+                    known.store()
+                    known.recent.append((index, ts, event, None))
+                    continue
                 happened = known.again(ts)
                 kept, recent = known.kept, known.recent
-                if known.inferred:
-                    tally.inferred += 1
                 if happened is event and known.idle and not window:
-                    recent.append((index, ts, kept))
+                    recent.append((index, ts, kept, None))
                     continue
-                told = happened is not event or known.adds_up
-                wanted = told or known.wanted
+                tells = happened is not event or known.adds_up
+                wanted = tells or known.wanted
                 window = known.window or window
-            found = self._compare(event, happened) if told else []
+            if tells:
+                found += self._compare(event, happened)
             if window and not _goes_on(event, following[1]):
                 if type(event) is not Wrmsr or event.run_ret is None:
                     found += self._pending(window)
@@ -168,7 +218,10 @@ class _KernelReplay:
                 self.audience.recall(event)
             if wanted or found:
                 yield self._observation(index, ts, event, happened, found)
-            recent.append((index, ts, kept))
+            recent.append((index, ts, kept, None))
+        self.tally.events += index + 1
+        self.tally.hypercalls += hypercalls
+        self.tally.inferred += inferred
 
     def _know(self, event: Event) -> _Known:
         window: tuple[int, ...] = ()
@@ -186,11 +239,33 @@ class _KernelReplay:
             adds_up=bool(getattr(event, "sum_ok", None)),
             inferred=event.inferred,
         )
-        if _is_small(event):
+        if is_small(event):
             if len(self.known) >= _MAX_KNOWN:
                 self.known.clear()
+            if known.idle and isinstance(event, Mem):
+                known.store = self.stepper.storing(event)
             self.known[id(event)] = known
         return known
+
+    def _know_call(self, event: Hypercall) -> _KnownCall:
+        known = _KnownCall(
+            event=event,
+            again=self.stepper.call_again(event),
+            vcpu=event.vcpu,
+            recent=self._recent(event.vcpu),
+            unseen=event.rax is None or event.handled is None,
+        )
+        if len(self.known_calls) >= _MAX_KNOWN:
+            self.known_calls.clear()
+        self.known_calls[id(event)] = known
+        return known
+
+    def _wants_again(self, call: _KnownCall) -> bool:
+        """Whether the audience wants such a hypercall, which came out as recorded; it will be counted if not."""
+        wanted = self.audience.wants_call(call.event)
+        if not wanted:
+            call.repeats = self.audience.repeats(call.event) or _NOT_COUNTED
+        return wanted
 
     def _recent(self, vcpu: int | None) -> _Recent:
         return self.recent.setdefault(vcpu, deque(maxlen=CONTEXT_EVENTS))
@@ -206,7 +281,7 @@ class _KernelReplay:
         take = self.stepper.vm.take_interrupt
         vectors = [take(vcpu) for vcpu in window]
         return [
-            Difference("irq", None, {"vcpu": vcpu, "vector": vector})
+            _missed(vcpu, vector)
             for vcpu, vector in zip(window, vectors, strict=True)
             if vector is not None and self.irqs_seen
         ]
@@ -236,17 +311,14 @@ class _KernelReplay:
             observed=found.observed,
             recorded=brief(recorded),
             happened=brief(happened),
-            preceding=tuple((Place(index), at_time(event, ts)) for index, ts, event in recent),
+            preceding=tuple(
+                (Place(index), at_time(as_told(event, told), ts)) for index, ts, event, told in recent
+            ),
         )
 
 
-def _recorded_answer(event: Hypercall, _exit: XenExit) -> int:
-    """The VMM of the recording answers; an answer that nobody saw is 0."""
-    return event.rax or 0
-
-
 def _answer_given(recorded: Event, happened: Event | None) -> int | None:
-    """What `_recorded_answer` was, if the event was a hypercall that was forwarded."""
+    """What `recorded_answer` was, if the event was a hypercall that was forwarded."""
     if isinstance(recorded, Hypercall) and isinstance(happened, Hypercall) and happened.exit is not None:
         return recorded.rax or 0
     return None
@@ -260,9 +332,6 @@ def _goes_on(event: Event, following: Event) -> bool:
     return handlers_store and type(event) is Irq
 
 
-def _is_small(event: Event) -> bool:
-    if event.extra:
-        return False
-    if isinstance(event, Ioctl):
-        return len(event.arg) <= _MAX_MEMBERS and all(type(value) is int for value in event.arg.values())
-    return not isinstance(event, Mem) or len(event.data) <= BRIEF_BYTES
+def _missed(vcpu: int, vector: int) -> Difference:
+    """The guest should have taken an interrupt but didn't."""
+    return Difference("irq", None, {"vcpu": vcpu, "vector": vector})

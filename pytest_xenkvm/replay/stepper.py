@@ -8,12 +8,14 @@ recording is `compare`'s business.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, cast
 
 from attrs import Factory, define, evolve
 
+from pytest_xenkvm.abi.numbers import U64_MAX
 from pytest_xenkvm.core.machine import XenExit
-from pytest_xenkvm.hosts.protocol import GuestCall, HostVm
+from pytest_xenkvm.hosts.protocol import CallOutcome, GuestCall, HostVm, PreparingVm
 from pytest_xenkvm.trace.events import (
     Behind,
     Event,
@@ -27,9 +29,11 @@ from pytest_xenkvm.trace.events import (
     Irq,
     Mem,
     NowPlus,
+    Told,
     VcpuRun,
     Wait,
     Wrmsr,
+    as_told,
 )
 from pytest_xenkvm.vmm.ioctl_bytes import Names, pack, unpack
 
@@ -38,6 +42,10 @@ Answer = Callable[[Hypercall, XenExit], int]
 
 Again = Callable[["int | None"], "Event | None"]
 """Does an event again, at the time given (ns): the event itself if it came out as recorded."""
+
+CallAgain = Callable[["int | None", Told], "Event | None"]
+"""Does a hypercall again that had returned at the time given (ns), as it is told: the event that stands for all such
+if it came out as recorded."""
 
 _CLOCK_SIZE = 8
 _SELF_CONTAINED = frozenset({"KVM_XEN_HVM_EVTCHN_SEND", "KVM_IRQ_LINE"})
@@ -78,20 +86,56 @@ class Stepper:
         return lambda _ts: step(event)
 
     def _ioctl_again(self, event: Ioctl) -> Again:
-        make, (request, argument) = self.vm.ioctl, pack(event, self.names)
+        request, argument = pack(event, self.names)
+        if isinstance(self.vm, PreparingVm):
+            make = self.vm.prepared_ioctl(request, argument)
+        else:
+            make = partial(self.vm.ioctl, request, argument)
 
         def again(_ts: int | None) -> Ioctl:
-            ret = make(request, argument)
+            ret = make()
             return event if ret == event.ret and event.out is None else evolve(event, ret=ret, out=None)
 
         return again
 
     def _store_again(self, event: Mem) -> Again:
-        store, gpa, data = self.vm.write_memory, event.gpa, event.data
+        store = self.storing(event)
 
         def again(_ts: int | None) -> Mem:
-            store(gpa, data)
+            store()
             return event
+
+        return again
+
+    def storing(self, event: Mem) -> Callable[[], object]:
+        """What makes a store again and again that holds no clock."""
+        if isinstance(self.vm, PreparingVm):
+            return self.vm.prepared_store(event.gpa, event.data)
+        return partial(self.vm.write_memory, event.gpa, event.data)
+
+    def call_again(self, event: Hypercall) -> CallAgain:
+        """What makes the hypercalls again that `event` stands for; the VMM of the recording answers."""
+        make, guest_clock, vcpu = self.vm.hypercall, self.vm.guest_clock, event.vcpu
+        rax = event.rax if event.handled == "kernel" else None
+        call = self._guest_call(evolve(event, behind=None), None)
+
+        def again(ts: int | None, told: Told) -> Event | None:
+            call.args, seen = told  # type: ignore[assignment] - there are six
+            call.over_by = ts
+            if seen is None:
+                call.behind = ()
+            else:
+                arg, data, offset, delta, _key, _number = seen
+                if offset is not None:
+                    clock = (guest_clock(vcpu) + delta & U64_MAX).to_bytes(_CLOCK_SIZE, "little")
+                    data = data[:offset] + clock + data[offset + _CLOCK_SIZE :]
+                call.behind = ((arg, data),)
+            outcome = make(vcpu, call)
+            if rax is not None and outcome.rax == rax:
+                return event
+            recorded = as_told(event, told)
+            happened = self._happened(recorded, outcome, recorded_answer)
+            return event if happened is recorded else happened
 
         return again
 
@@ -124,6 +168,10 @@ class Stepper:
         `ts`: when the recorded one had returned (ns).
         """
         outcome = self.vm.hypercall(event.vcpu, self._guest_call(event, ts))
+        return self._happened(event, outcome, answer)
+
+    def _happened(self, event: Hypercall, outcome: CallOutcome, answer: Answer) -> Hypercall | None:
+        """The hypercall as it came out, answered if it was forwarded."""
         if outcome.exit is None:
             if outcome.rax is None:
                 return None
@@ -201,6 +249,11 @@ class Stepper:
             arg if isinstance(arg, NowPlus) and self._number(arg, event.vcpu) == value else value
             for arg, value in zip(event.args, params, strict=True)
         )
+
+
+def recorded_answer(event: Hypercall, _exit: XenExit) -> int:
+    """The VMM of the recording answers; an answer that nobody saw is 0."""
+    return event.rax or 0
 
 
 def _evolve_call(event: Hypercall, handled: str, exit_: HypercallExit | None, rax: int) -> Hypercall:

@@ -14,7 +14,7 @@ from attrs import Factory, define, evolve, field
 
 from pytest_xenkvm.abi.numbers import U32_MAX
 from pytest_xenkvm.replay.migration import Migration
-from pytest_xenkvm.replay.observation import Observation
+from pytest_xenkvm.replay.observation import Observation, Repeats
 from pytest_xenkvm.rules.model import (
     Checker,
     Context,
@@ -34,11 +34,10 @@ _MAX_ALIKE: Final = 4096
 
 
 @define(eq=False)
-class _Effect:
+class _Effect(Repeats):
     """What a hypercall came to: which checkers it exercised, and how often it came again."""
 
-    exercised: tuple[Checker, ...]
-    times: int = 0
+    exercised: tuple[Checker, ...] = ()
 
 
 @define
@@ -83,7 +82,7 @@ class Judge:
         """Whether a rule must look at this hypercall, which came out as recorded."""
         if event.inferred:
             return False
-        effect = self._effect(event)
+        effect = self.repeats(event)
         if effect is None:
             return bool(self._who_sees(event))
         effect.times += 1
@@ -91,13 +90,14 @@ class Judge:
 
     def recall(self, event: Hypercall) -> None:
         """It will be observed: don't count it besides."""
-        effect = None if event.inferred else self._effect(event)
+        effect = self.repeats(event)
         if effect is not None:
             effect.times -= 1
 
-    def _effect(self, event: Hypercall) -> _Effect | None:
+    def repeats(self, event: Hypercall) -> Repeats | None:
         """What such a hypercall comes to, if that is known."""
-        return None if event.extra or event.exit is not None else self._alike.get(_key(event))
+        unlike = event.inferred or event.extra or event.exit is not None
+        return None if unlike else self._alike.get(_key(event))
 
     def observe(self, observation: Observation) -> None:
         """Show an observation to the rules that want its event.
@@ -146,12 +146,13 @@ class Judge:
             self._alike[key] = None
         elif self._alike[key] is None:
             repeated = (checker for checker, times in exercised for _ in range(times))
-            self._alike[key] = _Effect(tuple(repeated))
+            self._alike[key] = _Effect(exercised=tuple(repeated))
 
     def _forget(self) -> None:
         """Count what came again, and judge everything anew from here on."""
         for effect in self._alike.values():
             if effect is not None:
+                effect.valid = False
                 for checker in effect.exercised:
                     checker.exercised += effect.times
         self._alike.clear()

@@ -1,20 +1,31 @@
-"""From the rows of one block to events without a time; what differs in time only is decoded once.
+"""From the rows of event blocks to events without a time; what comes again is decoded once.
 
-Hypercalls seldom repeat, so those that a row of integers tells, with or without the bytes behind one pointer,
-have a way of their own. Everything else goes by the tables in `fields`.
+Nearly all rows repeat earlier ones, other than in the time. Hypercalls seldom repeat: those that a row of integers
+tells, with or without the bytes behind one pointer, are one object if they agree in all but arguments 2 ... 5 and
+those bytes, which are read anew each time. Everything else goes by the tables in `fields`.
 """
 
 from __future__ import annotations
 
-from struct import Struct
-from struct import error as StructError  # noqa: N812 (it is a class)
 from typing import Any, Final
 
 from pytest_xenkvm.abi.numbers import KVM_EXIT_XEN_HCALL
-from pytest_xenkvm.trace.events import Behind, Event, Header, Hypercall, HypercallExit, made_of
+from pytest_xenkvm.trace.events import (
+    BRIEF_BYTES,
+    Event,
+    Header,
+    Hypercall,
+    HypercallExit,
+    Seen,
+    Told,
+    as_told,
+    is_small,
+    made_of,
+)
 from pytest_xenkvm.trace.fields import MAX_CPL, check_event, decode_event
 from pytest_xenkvm.trace.rows import (
     AFTER_TS,
+    ARGS,
     CODE,
     COMPAT,
     EXIT,
@@ -22,9 +33,7 @@ from pytest_xenkvm.trace.rows import (
     HYPERCALL,
     KERNEL,
     LONGMODE,
-    NR,
     PLAIN,
-    RAX,
     RAX_KNOWN,
     USERSPACE,
     VIA_PAGE,
@@ -35,39 +44,48 @@ from pytest_xenkvm.trace.rows import (
 )
 from pytest_xenkvm.trace.values import HYPERCALL_ARGS, S64_MAX, S64_MIN
 
-_NUMBERS: Final = slice(AFTER_TS, PLAIN)
-"""What is left of a plain row without its code and time."""
-_ALL_U64: Final = Struct(f"{PLAIN - AFTER_TS}Q")
-
 _BEHIND: Final = ("behind",)
 _BEHIND_ITEM: Final = ("arg", "data")
 _NOW_PLUS_AT: Final = "now_plus_at"
 _CLOCK_BYTES: Final = 8
 _UNDEFINED: Final = -1
 """The number of a shape that the block hasn't defined."""
-_ARGS: Final = slice(NR + 1 - AFTER_TS, RAX - AFTER_TS)
+
+_MAX_KNOWN: Final = 2048
+"""Rows whose events are remembered; the trace may hold any number of different ones."""
+_MAX_CALLS: Final = 1024
+_MAX_TABLES: Final = 16
+_MAX_SHAPES: Final = 64
+_MAX_SHAPE: Final = 1024
+"""Rows are remembered from block to block only if the block has so few shapes, of so few characters each."""
+
+_Known = dict[Any, dict[Row, Event]]
 
 
 class RowEvents:
-    """The events in the rows of one block; shapes count within the block."""
+    """The events in the rows of one block after the other; shapes count within a block."""
 
     def __init__(self, header: Header) -> None:
         self._header = header
-        self._decoder = RowDecoder()
-        self.known: dict[Any, dict[Row, Event]] = {}
-        """Events of this block other than hypercalls, by their rows' code and all that follows the time."""
         self._vcpus = plain_vcpus(header)
         self._told = {flags: _told_by(flags) for flags in plain_flags(header)}
-        self._behind_shape = _UNDEFINED
-        self._item_shapes: dict[int, tuple[str, ...]] = {}
-        """Keys behind "arg" and "data" of the shapes that begin with those."""
+        self._calls: dict[Row, Hypercall] = {}
+        """By all that hypercalls that are one object have in common."""
+        self._tables: dict[Row, _Known] = {}
+        """`known` by the shapes that are defined: with the same ones, the same row is the same event."""
+        self._remembered = 0
+        self.next_block()
 
     def next_block(self) -> None:
-        """Forget shapes and what they helped to decode."""
+        """Forget the shapes."""
         self._decoder = RowDecoder()
-        self.known.clear()
+        self._shapes: Row | None = ()
+        """The shapes that are defined; None: too many or too long to be remembered."""
+        self.known: _Known = {}
+        """Events other than hypercalls, by their rows' code and all that follows the time."""
         self._behind_shape = _UNDEFINED
-        self._item_shapes.clear()
+        self._item_keys: dict[int, tuple[str, ...]] = {}
+        """Keys behind "arg" and "data" of the shapes that begin with those."""
 
     def define(self, row: Any) -> None:
         """Take a shape row. Raises `Unfit`."""
@@ -75,15 +93,34 @@ class RowEvents:
         if row[1:] == _BEHIND:
             self._behind_shape = number
         elif row[1:3] == _BEHIND_ITEM:
-            self._item_shapes[number] = row[3:]
+            self._item_keys[number] = row[3:]
+        self.known = self._known_with(row)
+
+    def _known_with(self, shape: Row) -> _Known:
+        """What is known once this shape is defined, too: all that was, and what was with just these shapes before."""
+        known = {code: dict(events) for code, events in self.known.items()}
+        if self._shapes is None or len(self._shapes) >= _MAX_SHAPES or len(repr(shape)) > _MAX_SHAPE:
+            self._shapes = None
+            return known
+        self._shapes = (*self._shapes, shape)
+        if self._shapes not in self._tables and len(self._tables) >= _MAX_TABLES:
+            self._tables.clear()
+        return self._tables.setdefault(self._shapes, known)
 
     def event(self, row: Row) -> Event:
         """The event of a row that has a code and a time, without its time. Raises `Unfit`."""
         code = row[CODE]
         if code == HYPERCALL:
-            return self._hypercall(row) or self._decoded(row)
+            found = self.call(row)
+            return as_told(*found) if found else self._decoded(row)
         event = self._decoded(row)
-        self.known.setdefault(code, {})[row[AFTER_TS:]] = event
+        if is_small(event):
+            self._remembered += 1
+            if self._remembered > _MAX_KNOWN:
+                self._remembered = 0
+                self._tables.clear()
+                self.known.clear()
+            self.known.setdefault(code, {})[row[AFTER_TS:]] = event
         return event
 
     def _decoded(self, row: Row) -> Event:
@@ -91,78 +128,72 @@ class RowEvents:
         check_event(event, self._header)
         return event
 
-    def _hypercall(self, row: Row) -> Hypercall | None:
+    def call(self, row: Row) -> tuple[Hypercall, Told] | None:
         """A hypercall of integers and the bytes behind one pointer at most; None if it is more or wrong.
 
         A bool passes as the 0 or 1 that it is.
         """
+        seen = None
         try:
-            # The fastest way to ask whether these are integers 0 ... 2^64-1.
-            numbers = _ALL_U64.unpack(_ALL_U64.pack(*row[_NUMBERS]))
-        except StructError:
+            if len(row) == PLAIN:
+                _code, _ts, vcpu, flags, cpl, nr, a0, a1, a2, a3, a4, a5, rax = row
+            else:
+                _code, _ts, vcpu, flags, cpl, nr, a0, a1, a2, a3, a4, a5, rax, rest = row
+                shape, (no_shape, item) = rest
+                if shape != self._behind_shape or no_shape is not None:
+                    return None
+                seen = _seen(item, self._item_keys[item[0]])
+                if seen is None:
+                    return None
+            # The fastest way to ask whether these are integers and none is negative; none is above 2^64-1.
+            if vcpu | flags | cpl | nr | a0 | a1 | a2 | a3 | a4 | a5 | rax < 0:
+                return None
+        except (TypeError, ValueError, LookupError):
             return None
-        vcpu, flags, cpl, nr = numbers[: NR + 1 - AFTER_TS]
+        key = (vcpu, flags, cpl, nr, a0, a1, rax)
+        event = self._calls.get(key) or self._new_call(key, row[ARGS])
+        return None if event is None else (event, (row[ARGS], seen))
+
+    def _new_call(self, key: tuple[int, ...], args: tuple[int, ...]) -> Hypercall | None:
+        vcpu, flags, cpl, nr, *_args, rax = map(int, key)
         told = self._told.get(flags)
         if told is None or vcpu >= self._vcpus or cpl > MAX_CPL:
             return None
-        behind = None
-        if len(row) != PLAIN:
-            behind = self._behind(row[PLAIN])
-            if behind is None or len(row) != PLAIN + 1:
-                return None
-        args = numbers[_ARGS]
-        values = {**told, "vcpu": vcpu, "cpl": cpl, "nr": nr, "args": args, "behind": behind, "extra": {}}
+        values = {**told, "vcpu": vcpu, "cpl": cpl, "nr": nr, "args": args, "behind": None, "extra": {}}
         if flags & RAX_KNOWN:
-            values["rax"] = numbers[-1]
+            values["rax"] = rax
         if flags & EXIT:
-            values["exit"] = made_of(
-                HypercallExit,
-                {
-                    "type": KVM_EXIT_XEN_HCALL,
-                    "longmode": flags & LONGMODE,
-                    "cpl": cpl,
-                    "input": nr,
-                    "params": args,
-                    "extra": {},
-                },
+            mode = flags & LONGMODE
+            values["exit"] = HypercallExit(
+                type=KVM_EXIT_XEN_HCALL, longmode=mode, cpl=cpl, input=nr, params=args
             )
-        return made_of(Hypercall, values)
-
-    def _behind(self, rest: Any) -> tuple[Behind] | None:
-        """What a row's 14th field tells, if that is the bytes behind one pointer and nothing else."""
-        try:
-            shape, (no_shape, (item_shape, arg, data, *told)) = rest
-        except (TypeError, ValueError):
-            return None
-        keys = self._item_shapes.get(item_shape) if shape == self._behind_shape else None
-        if keys is None or no_shape is not None or len(told) != len(keys):
-            return None
-        if type(arg) is not int or not 0 <= arg < HYPERCALL_ARGS or type(data) is not bytes:
-            return None
-        values: dict[str, Any] = {"arg": arg, "data": data, "now_plus_at": (), "extra": {}}
-        for key, value in zip(keys, told):  # noqa: B905 - they are as many
-            if key == _NOW_PLUS_AT:
-                place = _one_clock(value, len(data))
-                if place is None:
-                    return None
-                values[key] = (place,)
-            elif type(value) is int:
-                values["extra"][key] = value
-            else:
-                return None
-        return (made_of(Behind, values),)
+        event = made_of(Hypercall, values)
+        if len(self._calls) >= _MAX_CALLS:
+            self._calls.clear()
+        self._calls[key] = event
+        return event
 
 
-def _one_clock(places: Any, size: int) -> tuple[int, int] | None:
-    """The one place of `now_plus_at` in data of this size; None if it is more or wrong."""
-    try:
-        outer, (inner, offset, delta) = places
-    except (TypeError, ValueError):
-        return None
-    if outer is not None or inner is not None or type(offset) is not int or type(delta) is not int:
-        return None
-    fits = 0 <= offset <= size - _CLOCK_BYTES and S64_MIN <= delta <= S64_MAX
-    return (offset, delta) if fits else None
+def _seen(item: Row, keys: tuple[str, ...]) -> Seen | None:
+    """What lay behind one pointer, if it is little and this row tells no more than one clock and one number."""
+    key, offset, delta, number = None, None, 0, 0
+    if not keys:
+        _shape, arg, data = item
+    elif keys[0] == _NOW_PLUS_AT:
+        if len(keys) == 1:
+            _shape, arg, data, (outer, (inner, offset, delta)) = item
+        else:
+            _shape, arg, data, (outer, (inner, offset, delta)), number = item
+            (_now_plus_at, key) = keys
+        if outer is not None or inner is not None or type(offset) is not int or type(delta) is not int:
+            return None
+        if not (0 <= offset <= len(data) - _CLOCK_BYTES and S64_MIN <= delta <= S64_MAX):
+            return None
+    else:
+        _shape, arg, data, number = item
+        (key,) = keys
+    fits = type(arg) is int and 0 <= arg < HYPERCALL_ARGS and type(data) is bytes and type(number) is int
+    return (arg, data, offset, delta, key, number) if fits and len(data) <= BRIEF_BYTES else None
 
 
 def _told_by(flags: int) -> dict[str, Any]:

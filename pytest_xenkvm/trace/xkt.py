@@ -17,7 +17,7 @@ from attrs import frozen
 from pytest_xenkvm.abi.numbers import U64_MAX
 from pytest_xenkvm.trace import blocks
 from pytest_xenkvm.trace.errors import Malformed, TraceError
-from pytest_xenkvm.trace.events import Event, Header, Hypercall, TimedEvent, at_time
+from pytest_xenkvm.trace.events import Event, Header, Hypercall, TimedEvent, Told, as_told, at_time
 from pytest_xenkvm.trace.fields import check_event, decode_event, encode_event
 from pytest_xenkvm.trace.header import VERSION, decode_header, encode_header
 from pytest_xenkvm.trace.row_events import RowEvents
@@ -25,6 +25,7 @@ from pytest_xenkvm.trace.rows import (
     AFTER_TS,
     CODE,
     CODES,
+    HYPERCALL,
     KINDS,
     SHAPE,
     TS,
@@ -111,44 +112,52 @@ class XktTrace:
 
     def events(self) -> Iterator[Event]:
         """Read the events, one block in memory at a time. Raises `Malformed`."""
-        for ts, event in self.timed_events():
-            yield at_time(event, ts)
+        for ts, event, told in self.timed_events():
+            yield at_time(as_told(event, told), ts)
 
     def timed_events(self) -> Iterator[TimedEvent]:
-        """Read the events without a `ts`, each beside its time. Raises `Malformed`.
+        """Read the events without a `ts`, each with its time. Raises `Malformed`.
 
-        Near each other, events that differ in time only are one object: what is found out about it once
-        holds for all of them.
+        Events that differ in time only, and hypercalls that are told apart by `Told`, are one object, as long as
+        they are remembered: what is found out about it once holds for all of them.
         """
         counts = [0] * _COUNTED
         ts = 0
         decoder = RowEvents(self.header)
-        known = decoder.known
+        call = decoder.call
         with reading(self.path) as file, self._complaints(counts):
             for content in self._contents(file, counts):
                 unpacking = unpacker(content)
                 if next(unpacking, None) != (sum(counts), ts):
                     raise Unfit("is damaged: a block doesn't go on where the one before ended")
                 decoder.next_block()
+                known = decoder.known
                 for row in unpacking:
                     if type(row) is not tuple or not row:
                         break
                     code, step = row[CODE], row[-1] if len(row) <= TS else row[TS]
-                    repeated = known.get(code)
-                    event = None if repeated is None else repeated.get(row[AFTER_TS:])
-                    if event is None:
+                    told: Told | None = None
+                    event: Event | None = None
+                    if code == HYPERCALL:
+                        found = call(row)
+                        if found is not None:
+                            event, told = found
+                    elif (repeated := known.get(code)) is not None:
+                        event = repeated.get(row[AFTER_TS:])
+                    if event is None or type(code) is not int:
                         if code == SHAPE:
                             decoder.define(row)
+                            known = decoder.known
                             continue
                         event = decoder.event(row)
                     if step is None:
-                        yield None, event
+                        yield None, event, told
                     else:
                         if type(step) is not int or step < 0:
                             U64.decode(step)
                         ts = ts + step & U64_MAX
-                        yield ts, event
-                    counts[CODES[event.kind]] += 1
+                        yield ts, event, told
+                    counts[code] += 1
                 else:
                     raise Unfit(CUT_ROW)
                 if row is not None:
