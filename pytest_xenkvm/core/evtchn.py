@@ -36,6 +36,10 @@ class Delivery(Enum):
     MASKED = "masked"
 
 
+_DELIVERED: Final = Delivery.DELIVERED
+_COALESCED: Final = Delivery.COALESCED
+_MASKED: Final = Delivery.MASKED
+
 _BYTE_BITS: Final = 8
 
 
@@ -44,14 +48,17 @@ def deliver(vm: VmState, port: int, vcpu_id: int) -> Delivery:
     vcpu, layout = vm.vcpu_by_id(vcpu_id), vm.layout
     if vcpu is None or port >= layout.max_ports:
         raise KvmError(EINVAL)
-    shared_info = vm.shared_info.usable()
-    if _test_and_set(shared_info, EVTCHN_PENDING, port):
-        return Delivery.COALESCED
-    if _test(shared_info, layout.evtchn_mask, port):
+    shared_info = vm.shared_info.mapped or vm.shared_info.usable()
+    byte, bit = port // _BYTE_BITS, 1 << port % _BYTE_BITS
+    pending = shared_info[EVTCHN_PENDING + byte]
+    if pending & bit:
+        return _COALESCED
+    shared_info[EVTCHN_PENDING + byte] = pending | bit
+    if shared_info[layout.evtchn_mask + byte] & bit:
         _wake_poller(vcpu, port)
-        return Delivery.MASKED
+        return _MASKED
     _select(vm, vcpu, port // layout.word_bits)
-    return Delivery.DELIVERED
+    return _DELIVERED
 
 
 def send_from_vmm(vm: VmState, *, port: int, vcpu_id: int, priority: int) -> None:

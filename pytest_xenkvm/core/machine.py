@@ -146,7 +146,8 @@ class XenVm:
             update_vcpu_clocks(state, vcpu)
         if state.config.msr:
             runstate.change(state, vcpu, _RUNNING)
-        self._settle(vcpu)
+        if vcpu.deferred_sel or vcpu.timer.pending:
+            self._settle(vcpu)
 
     def hypercall(
         self,
@@ -173,7 +174,8 @@ class XenVm:
                 input=seen.nr,
                 params=seen.args,
             )
-        self._settle(vcpu)
+        if vcpu.deferred_sel or vcpu.timer.pending:
+            self._settle(vcpu)
         return result & (U64_MAX if seen.longmode else U32_MAX)
 
     def complete_hypercall(self, vcpu: VcpuState, *, linear_rip: int = 0) -> bool:

@@ -125,7 +125,8 @@ class VmState:
     config: HvmConfig = Factory(HvmConfig)
     xen_enabled_until: int = 0
     """Until then (ns of the VM's clock) a VM that gave up its hypercall MSR is treated as one that has it."""
-    long_mode: bool = False
+    layout: GuestLayout = LAYOUT_32
+    """Layout of the shared structures; follows LONG_MODE, not the caller's mode."""
     shared_info: MemoryArea = Factory(MemoryArea)
     upcall_vector: int = 0
     xen_version: int = 0
@@ -141,9 +142,13 @@ class VmState:
     """Heap of (deadline, vCPU index) of the running timers, and of some that run no more."""
 
     @property
-    def layout(self) -> GuestLayout:
-        """Layout of the shared structures; follows LONG_MODE, not the caller's mode."""
-        return LAYOUT_64 if self.long_mode else LAYOUT_32
+    def long_mode(self) -> bool:
+        """The attribute LONG_MODE, which is kept as the layout that it means."""
+        return self.layout is LAYOUT_64
+
+    @long_mode.setter
+    def long_mode(self, value: bool) -> None:
+        self.layout = LAYOUT_64 if value else LAYOUT_32
 
     @property
     def xen_enabled(self) -> bool:

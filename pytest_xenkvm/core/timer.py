@@ -45,7 +45,7 @@ def signed(value: int) -> int:
 def start(vm: VmState, vcpu: VcpuState, expires_ns: int, *, linux_workaround: bool = False) -> None:
     """Arm the timer for absolute guest time `expires_ns` (u64), replacing what ran before."""
     now, armed, deadlines = vm.now, vcpu.timer, vm.deadlines
-    delta = signed(expires_ns - now)
+    delta = (expires_ns - now & U64_MAX ^ _SIGN) - _SIGN  # signed(), which would take as long as the rest
     if linux_workaround and (signed(expires_ns) < 0 or delta >= LINUX_WORKAROUND_LIMIT_NS):
         delta = LINUX_WORKAROUND_DELAY_NS
         expires_ns = now + delta & U64_MAX
@@ -84,7 +84,7 @@ def advance(vm: VmState, until: int) -> None:
         vm.now = min(max(vm.now, deadline), U64_MAX)
         _fire(vm, vcpu)
     if until > vm.now:
-        vm.now = min(until, U64_MAX)
+        vm.now = until if until <= U64_MAX else U64_MAX
 
 
 def set_clock(vm: VmState, now: int) -> None:

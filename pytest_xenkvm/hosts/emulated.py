@@ -13,6 +13,7 @@ from attrs import Factory, define, field, frozen
 
 from pytest_xenkvm.abi import ioctls
 from pytest_xenkvm.abi.numbers import KVM_CLOCK_VALID_FLAGS, U32_MAX, U64_MAX
+from pytest_xenkvm.core import evtchn, lapic, timer
 from pytest_xenkvm.core.errors import KvmError
 from pytest_xenkvm.core.hypercall_page import MsrWrite
 from pytest_xenkvm.core.hypercalls import UnseenMemory
@@ -110,7 +111,18 @@ class EmulatedVm:
         return self.machine.state.memory.storing(gpa, data)
 
     def prepared_ioctl(self, request: int, argument: int | bytearray) -> Callable[[], int]:
-        return partial(self.ioctl, request, argument)
+        if request != ioctls.KVM_XEN_HVM_EVTCHN_SEND or isinstance(argument, int):
+            return partial(self.ioctl, request, argument)
+        state, (port, vcpu_id, priority) = self.machine.state, ioctls.XEN_EVTCHN.unpack_from(argument)
+
+        def send() -> int:
+            try:
+                evtchn.send_from_vmm(state, port=port, vcpu_id=vcpu_id, priority=priority)
+            except KvmError as error:
+                return -error.errno
+            return 0
+
+        return send
 
     def read_virtual(self, vcpu: int, gva: int, size: int) -> bytes | None:
         if vcpu not in self._forwarded:
@@ -183,10 +195,12 @@ class EmulatedVm:
         return MsrOutcome(ok=outcome is MsrWrite.OK)
 
     def take_interrupt(self, vcpu: int) -> int | None:
-        return self.machine.take_vector(self.machine.state.vcpus[vcpu])
+        state = self.machine.state
+        return lapic.take_vector(state, state.vcpus[vcpu])
 
     def pass_time(self, *, ns: int = 0, until: int = 0) -> None:
-        self.machine.advance(max(self.machine.state.now + ns, until) if ns else until)
+        state = self.machine.state
+        timer.advance(state, max(state.now + ns, until) if ns else until)
 
 
 def _check_extension(machine: XenVm, argument: int | bytearray) -> int:
