@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from attrs import Factory, define, frozen
+from attrs import Factory, define, field, frozen
 
 from pytest_xenkvm.abi.layout import LAYOUT_32, LAYOUT_64, GuestLayout
 from pytest_xenkvm.abi.numbers import Runstate, XenHvmFlag
@@ -33,6 +33,12 @@ class HvmConfig:
     blob_addr_64: int = 0
     blob_size_32: int = 0
     blob_size_64: int = 0
+    intercepts: bool = field(init=False)
+    """VMCALL and VMMCALL are Xen hypercalls while this is the configuration."""
+
+    @intercepts.default
+    def _intercepts(self) -> bool:
+        return self.flags & _INTERCEPT_HCALL != 0 and self.msr != 0
 
 
 @frozen(kw_only=True)
@@ -161,8 +167,7 @@ class VmState:
     @property
     def intercepts_hypercalls(self) -> bool:
         """VMCALL and VMMCALL are Xen hypercalls."""
-        config = self.config
-        return config.flags & _INTERCEPT_HCALL != 0 and (config.msr != 0 or self.xen_enabled)
+        return self.config.intercepts or (self.config.flags & _INTERCEPT_HCALL != 0 and self.xen_enabled)
 
     @property
     def has_local_apic(self) -> bool:

@@ -84,7 +84,7 @@ def advance(vm: VmState, until: int) -> None:
         vm.now = min(max(vm.now, deadline), U64_MAX)
         _fire(vm, vcpu)
     if until > vm.now:
-        vm.now = until if until <= U64_MAX else U64_MAX
+        vm.now = min(until, U64_MAX)
 
 
 def set_clock(vm: VmState, now: int) -> None:

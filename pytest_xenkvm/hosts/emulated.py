@@ -28,6 +28,9 @@ from pytest_xenkvm.trace.events import VmShape
 
 FIRST_FD: Final = 3
 
+_NO_CALL: Final = GuestCall(nr=0, args=(0, 0, 0, 0, 0, 0), longmode=True, cpl=0)
+_DONE: Final = CallOutcome(rax=0)
+
 _MAP_NORESERVE: Final = 0x4000
 _MAP_FLAGS: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
 """Guest memory takes host memory only where it is written."""
@@ -84,6 +87,12 @@ class EmulatedVm:
     machine: XenVm
     _forwarded: dict[int, CallMemory] = field(factory=dict, init=False)
     """The forwarded hypercall that each vCPU waits with."""
+    _call_pointers: GuestPointers = field(init=False)
+    """Those of the hypercall that is being made."""
+
+    @_call_pointers.default
+    def _no_pointers(self) -> GuestPointers:
+        return GuestPointers(self.machine.state.memory, _NO_CALL)
 
     def ioctl(self, request: int, argument: int | bytearray, *, vcpu: int | None = None) -> int:
         """Unknown requests, and those of the other kind of file, are -ENOTTY; short structures -EFAULT."""
@@ -171,14 +180,15 @@ class EmulatedVm:
         machine = self.machine
         state = machine.state.vcpus[vcpu]
         machine.enter(state)
-        pointers = GuestPointers(machine.state.memory, call)
+        pointers = self._call_pointers
+        pointers.call = call
         try:
             outcome = machine.hypercall(state, call, pointers.read, block_until=call.over_by)
         except UnseenMemory:
             return CallOutcome()
         if isinstance(outcome, int):
-            return CallOutcome(rax=outcome)
-        self._forwarded[vcpu] = CallMemory(pointers)
+            return CallOutcome(rax=outcome) if outcome else _DONE
+        self._forwarded[vcpu] = CallMemory(GuestPointers(machine.state.memory, call))
         return CallOutcome(exit=outcome)
 
     def complete(self, vcpu: int, result: int) -> int:

@@ -33,7 +33,7 @@ class GuestCall(HypercallRegisters):
     """When the recorded call had returned (ns of the VM's clock); it blocked no longer than that."""
 
 
-@define(kw_only=True)
+@frozen(kw_only=True)
 class CallOutcome:
     """What became of a hypercall: handled (`rax`), forwarded (`exit`), or, with neither, unknowable."""
 

@@ -165,8 +165,8 @@ class _KernelReplay:
                     reached = now
                     pass_time(until=now)
                 now = max(now, ts)
-            found: list[Difference] = []
             happened: Event | None
+            found: list[Difference] | None = None
             if told is not None:
                 call = call_of(id(event)) or self._know_call(event)
                 happened = call.again(ts, told)
@@ -208,6 +208,7 @@ class _KernelReplay:
                 tells = happened is not event or known.adds_up
                 wanted = tells or known.wanted
                 window = known.window or window
+            found = found or []
             if tells:
                 found += self._compare(event, happened)
             if window and not _goes_on(event, following[1]):
@@ -247,7 +248,8 @@ class _KernelReplay:
             self.known[id(event)] = known
         return known
 
-    def _know_call(self, event: Hypercall) -> _KnownCall:
+    def _know_call(self, event: Event) -> _KnownCall:
+        assert isinstance(event, Hypercall)  # only hypercalls are told  # noqa: S101 - for mypy
         known = _KnownCall(
             event=event,
             again=self.stepper.call_again(event),

@@ -48,9 +48,9 @@ CallAgain = Callable[["int | None", Told], "Event | None"]
 if it came out as recorded."""
 
 _CLOCK_SIZE = 8
+_SixArgs = tuple[int, int, int, int, int, int]
 _SELF_CONTAINED = frozenset({"KVM_XEN_HVM_EVTCHN_SEND", "KVM_IRQ_LINE"})
 """Ioctls that only take numbers, the same ones at any time and on any host."""
-_SixArgs = tuple[int, int, int, int, int, int]
 
 
 @define
@@ -115,13 +115,14 @@ class Stepper:
 
     def call_again(self, event: Hypercall) -> CallAgain:
         """What makes the hypercalls again that `event` stands for; the VMM of the recording answers."""
-        make, guest_clock, vcpu = self.vm.hypercall, self.vm.guest_clock, event.vcpu
-        rax = event.rax if event.handled == "kernel" else None
-        call = self._guest_call(evolve(event, behind=None), None)
+        make, complete, guest_clock = self.vm.hypercall, self.vm.complete, self.vm.guest_clock
+        vcpu, rax, answer = event.vcpu, event.rax, event.rax or 0
+        in_kernel, forwarded = event.handled == "kernel" and rax is not None, _but_params(event.exit)
+        call = self._guest_call(event, None)
 
         def again(ts: int | None, told: Told) -> Event | None:
-            call.args, seen = told  # type: ignore[assignment] - there are six
-            call.over_by = ts
+            args, seen = told
+            call.args, call.over_by = args, ts
             if seen is None:
                 call.behind = ()
             else:
@@ -131,8 +132,15 @@ class Stepper:
                     data = data[:offset] + clock + data[offset + _CLOCK_SIZE :]
                 call.behind = ((arg, data),)
             outcome = make(vcpu, call)
-            if rax is not None and outcome.rax == rax:
+            if in_kernel and outcome.rax == rax:
                 return event
+            left = outcome.exit
+            if left is not None and left.params == args and _but_params(left) == forwarded:
+                returned = complete(vcpu, answer)
+                if returned == rax:
+                    return event
+                recorded = as_told(event, told)
+                return _evolve_call(recorded, "userspace", recorded.exit, returned)
             recorded = as_told(event, told)
             happened = self._happened(recorded, outcome, recorded_answer)
             return event if happened is recorded else happened
@@ -249,6 +257,10 @@ class Stepper:
             arg if isinstance(arg, NowPlus) and self._number(arg, event.vcpu) == value else value
             for arg, value in zip(event.args, params, strict=True)
         )
+
+
+def _but_params(exit_: HypercallExit | XenExit | None) -> tuple[int, int, int, int] | None:
+    return None if exit_ is None else (exit_.type, exit_.longmode, exit_.cpl, exit_.input)
 
 
 def recorded_answer(event: Hypercall, _exit: XenExit) -> int:

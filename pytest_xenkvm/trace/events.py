@@ -262,7 +262,7 @@ Seen = tuple[int, bytes, "int | None", int, "str | None", int]
 """What lay behind one pointer argument: its number, the data; where in the data the guest's clock stands (None:
 nowhere) and what is added to it (ns); an extra key (None: none) and its number. See `Behind`."""
 
-Told = tuple[tuple[int, ...], "Seen | None"]
+Told = tuple[tuple[int, int, int, int, int, int], "Seen | None"]
 """What hypercalls that one object stands for differ in besides their times: arguments, and what lay behind one."""
 
 TimedEvent = tuple["int | None", Event, "Told | None"]
@@ -306,8 +306,8 @@ def as_told(event: E, told: Told | None) -> E:
     """The event that is meant by one that stands for several, and by what comes third in `TimedEvent`."""
     if told is None or not isinstance(event, Hypercall):
         return event
-    args, seen = told
-    args = tuple(map(int, args))
+    read, seen = told
+    args = tuple(map(int, read))
     values: dict[str, Any] = {**vars(event), "args": args, "behind": None}
     if seen is not None:
         arg, data, offset, delta, key, number = seen
@@ -315,7 +315,7 @@ def as_told(event: E, told: Told | None) -> E:
         extra = {} if key is None else {key: number}
         values["behind"] = (Behind(arg=arg, data=data, now_plus_at=clocks, extra=extra),)
     if event.exit is not None:
-        values["exit"] = evolve(event.exit, params=args)
+        values["exit"] = made_of(HypercallExit, {**vars(event.exit), "params": args})
     return made_of(type(event), values)
 
 

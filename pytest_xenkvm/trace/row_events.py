@@ -163,10 +163,8 @@ class RowEvents:
         if flags & RAX_KNOWN:
             values["rax"] = rax
         if flags & EXIT:
-            mode = flags & LONGMODE
-            values["exit"] = HypercallExit(
-                type=KVM_EXIT_XEN_HCALL, longmode=mode, cpl=cpl, input=nr, params=args
-            )
+            left = {"type": KVM_EXIT_XEN_HCALL, "longmode": flags & LONGMODE, "cpl": cpl, "input": nr}
+            values["exit"] = made_of(HypercallExit, {**left, "params": args, "extra": {}})
         event = made_of(Hypercall, values)
         if len(self._calls) >= _MAX_CALLS:
             self._calls.clear()
