@@ -116,6 +116,9 @@ class EmulatedVm:
     def write_memory(self, gpa: int, data: bytes) -> bool:
         return self.machine.state.memory.write(gpa, data)
 
+    def prepared_clock(self) -> Callable[[int], object]:
+        return partial(timer.advance, self.machine.state)
+
     def prepared_store(self, gpa: int, data: bytes) -> Callable[[], object]:
         return self.machine.state.memory.storing(gpa, data)
 

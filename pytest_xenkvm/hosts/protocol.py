@@ -115,6 +115,9 @@ class HostVm(Protocol):
 class PreparingVm(Protocol):
     """A VM that does the same thing again and again faster if it is told so beforehand."""
 
+    def prepared_clock(self) -> Callable[[int], object]:
+        """What does the same as `HostVm.pass_time(until=...)`."""
+
     def prepared_store(self, gpa: int, data: bytes) -> Callable[[], object]:
         """What does the same as `HostVm.write_memory`, whatever that returns."""
 

@@ -150,7 +150,7 @@ class _KernelReplay:
         if current is None:
             return
         known_of, call_of = self.known.get, self.known_calls.get
-        pass_time, take_interrupt = self.stepper.vm.pass_time, self.stepper.vm.take_interrupt
+        clock, take_interrupt = self.stepper.clock(), self.stepper.vm.take_interrupt
         now = 0  # when the previous event was complete (ns since the first event)
         reached = -1  # what the VM's clock has been brought to
         window: tuple[int, ...] = ()  # vCPUs that are taking interrupts
@@ -159,11 +159,11 @@ class _KernelReplay:
             ts, event, told = current
             current = following
             if ts is None:
-                pass_time(ns=UNTIMED_EVENT_NS, until=now)
+                self.stepper.vm.pass_time(ns=UNTIMED_EVENT_NS, until=now)
             else:
                 if reached != now:
                     reached = now
-                    pass_time(until=now)
+                    clock(now)
                 now = max(now, ts)
             happened: Event | None
             found: list[Difference] | None = None
@@ -250,12 +250,14 @@ class _KernelReplay:
 
     def _know_call(self, event: Event) -> _KnownCall:
         assert isinstance(event, Hypercall)  # only hypercalls are told  # noqa: S101 - for mypy
+        unseen = event.rax is None or event.handled is None
         known = _KnownCall(
             event=event,
             again=self.stepper.call_again(event),
             vcpu=event.vcpu,
             recent=self._recent(event.vcpu),
-            unseen=event.rax is None or event.handled is None,
+            unseen=unseen,
+            repeats=(None if unseen else self.audience.repeats(event)) or _NOT_COUNTED,
         )
         if len(self.known_calls) >= _MAX_KNOWN:
             self.known_calls.clear()

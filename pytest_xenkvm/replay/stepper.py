@@ -61,6 +61,10 @@ class Stepper:
     header: Header
     names: Names = Factory(lambda self: Names(self.vm), takes_self=True)
 
+    prepared: PreparingVm | None = Factory(
+        lambda self: self.vm if isinstance(self.vm, PreparingVm) else None, takes_self=True
+    )
+
     memory_unseen: bool = Factory(lambda self: "mem" in self.header.unseen, takes_self=True)
     """The recorder didn't see guest memory: absent bytes are unknown, not missing."""
 
@@ -87,10 +91,10 @@ class Stepper:
 
     def _ioctl_again(self, event: Ioctl) -> Again:
         request, argument = pack(event, self.names)
-        if isinstance(self.vm, PreparingVm):
-            make = self.vm.prepared_ioctl(request, argument)
-        else:
+        if self.prepared is None:
             make = partial(self.vm.ioctl, request, argument)
+        else:
+            make = self.prepared.prepared_ioctl(request, argument)
 
         def again(_ts: int | None) -> Ioctl:
             ret = make()
@@ -109,9 +113,16 @@ class Stepper:
 
     def storing(self, event: Mem) -> Callable[[], object]:
         """What makes a store again and again that holds no clock."""
-        if isinstance(self.vm, PreparingVm):
-            return self.vm.prepared_store(event.gpa, event.data)
-        return partial(self.vm.write_memory, event.gpa, event.data)
+        if self.prepared is None:
+            return partial(self.vm.write_memory, event.gpa, event.data)
+        return self.prepared.prepared_store(event.gpa, event.data)
+
+    def clock(self) -> Callable[[int], object]:
+        """What lets the VM's clock reach a time (ns)."""
+        return self._reach if self.prepared is None else self.prepared.prepared_clock()
+
+    def _reach(self, until: int) -> None:
+        self.vm.pass_time(until=until)
 
     def call_again(self, event: Hypercall) -> CallAgain:
         """What makes the hypercalls again that `event` stands for; the VMM of the recording answers."""
