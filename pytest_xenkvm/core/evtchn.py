@@ -63,8 +63,7 @@ def deliver(vm: VmState, port: int, vcpu_id: int) -> Delivery:
 
 def send_from_vmm(vm: VmState, *, port: int, vcpu_id: int, priority: int) -> None:
     """KVM_XEN_HVM_EVTCHN_SEND (`kvm_xen_hvm_evtchn_send`). Raises KvmError -EINVAL or -EFAULT."""
-    check_priority(priority)
-    if not 0 < port < vm.layout.max_ports:
+    if priority != KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL or not 0 < port < vm.layout.max_ports:
         raise KvmError(EINVAL)
     deliver(vm, port, vcpu_id)
 

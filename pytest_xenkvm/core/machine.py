@@ -163,8 +163,12 @@ class XenVm:
         A forwarded call waits for `complete_hypercall`; what a handled one caused is delivered. A call
         that blocks moves the VM's clock, to `block_until` (ns) at the most.
         """
-        seen = registers if registers.longmode else registers.seen_by_kernel()
-        result = dispatch(Call(self.state, vcpu, seen, read, block_until))
+        return self.execute(Call(self.state, vcpu, registers.seen_by_kernel(), read, block_until), linear_rip)
+
+    def execute(self, call: Call, linear_rip: int = 0) -> int | XenExit:
+        """The same with all that a handler looks at, the registers as the kernel sees them."""
+        vcpu, seen = call.vcpu, call.regs
+        result = dispatch(call)
         if isinstance(result, Forward):
             vcpu.hypercall_rip = linear_rip
             return XenExit(

@@ -16,7 +16,7 @@ from pytest_xenkvm.abi.numbers import KVM_CLOCK_VALID_FLAGS, U32_MAX, U64_MAX
 from pytest_xenkvm.core import evtchn, lapic, timer
 from pytest_xenkvm.core.errors import KvmError
 from pytest_xenkvm.core.hypercall_page import MsrWrite
-from pytest_xenkvm.core.hypercalls import UnseenMemory
+from pytest_xenkvm.core.hypercalls import Call, UnseenMemory
 from pytest_xenkvm.core.machine import XenVm
 from pytest_xenkvm.core.memory import GuestMemory
 from pytest_xenkvm.core.profile import HostLimits, Profile
@@ -28,7 +28,6 @@ from pytest_xenkvm.trace.events import VmShape
 
 FIRST_FD: Final = 3
 
-_NO_CALL: Final = GuestCall(nr=0, args=(0, 0, 0, 0, 0, 0), longmode=True, cpl=0)
 _DONE: Final = CallOutcome(rax=0)
 
 _MAP_NORESERVE: Final = 0x4000
@@ -87,12 +86,6 @@ class EmulatedVm:
     machine: XenVm
     _forwarded: dict[int, CallMemory] = field(factory=dict, init=False)
     """The forwarded hypercall that each vCPU waits with."""
-    _call_pointers: GuestPointers = field(init=False)
-    """Those of the hypercall that is being made."""
-
-    @_call_pointers.default
-    def _no_pointers(self) -> GuestPointers:
-        return GuestPointers(self.machine.state.memory, _NO_CALL)
 
     def ioctl(self, request: int, argument: int | bytearray, *, vcpu: int | None = None) -> int:
         """Unknown requests, and those of the other kind of file, are -ENOTTY; short structures -EFAULT."""
@@ -118,6 +111,28 @@ class EmulatedVm:
 
     def prepared_clock(self) -> Callable[[int], object]:
         return partial(timer.advance, self.machine.state)
+
+    def prepared_hypercall(self, vcpu: int, call: GuestCall) -> Callable[[], CallOutcome]:
+        machine, state = self.machine, self.machine.state.vcpus[vcpu]
+        enter, execute = machine.enter, machine.execute
+        pointers = GuestPointers(machine.state.memory, call)
+        seen = Call(machine.state, state, call, pointers.read)
+
+        def make() -> CallOutcome:
+            enter(state)
+            seen.block_until = call.over_by
+            if not call.longmode:
+                seen.regs = call.seen_by_kernel()
+            try:
+                outcome = execute(seen)
+            except UnseenMemory:
+                return CallOutcome()
+            if isinstance(outcome, int):
+                return CallOutcome(rax=outcome) if outcome else _DONE
+            self._forwarded[vcpu] = CallMemory(pointers)
+            return CallOutcome(exit=outcome)
+
+        return make
 
     def prepared_store(self, gpa: int, data: bytes) -> Callable[[], object]:
         return self.machine.state.memory.storing(gpa, data)
@@ -180,19 +195,7 @@ class EmulatedVm:
         self.machine.enter(self.machine.state.vcpus[vcpu])
 
     def hypercall(self, vcpu: int, call: GuestCall) -> CallOutcome:
-        machine = self.machine
-        state = machine.state.vcpus[vcpu]
-        machine.enter(state)
-        pointers = self._call_pointers
-        pointers.call = call
-        try:
-            outcome = machine.hypercall(state, call, pointers.read, block_until=call.over_by)
-        except UnseenMemory:
-            return CallOutcome()
-        if isinstance(outcome, int):
-            return CallOutcome(rax=outcome) if outcome else _DONE
-        self._forwarded[vcpu] = CallMemory(GuestPointers(machine.state.memory, call))
-        return CallOutcome(exit=outcome)
+        return EmulatedVm.prepared_hypercall(self, vcpu, call)()
 
     def complete(self, vcpu: int, result: int) -> int:
         self.machine.complete_hypercall(self.machine.state.vcpus[vcpu])

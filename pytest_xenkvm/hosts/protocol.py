@@ -118,6 +118,12 @@ class PreparingVm(Protocol):
     def prepared_clock(self) -> Callable[[int], object]:
         """What does the same as `HostVm.pass_time(until=...)`."""
 
+    def prepared_hypercall(self, vcpu: int, call: GuestCall) -> Callable[[], CallOutcome]:
+        """What does the same as `HostVm.hypercall`.
+
+        Of the call, arguments, `behind` and `over_by` may change in between.
+        """
+
     def prepared_store(self, gpa: int, data: bytes) -> Callable[[], object]:
         """What does the same as `HostVm.write_memory`, whatever that returns."""
 

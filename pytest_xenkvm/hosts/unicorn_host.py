@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Final, ParamSpec, TypeVar
 
 from attrs import Factory, define, field, frozen
@@ -104,6 +104,9 @@ class UnicornVm(EmulatedVm):
         self.cpu.wait(vcpu)
         self._forwarded[vcpu] = CallMemory(pointers)
         return CallOutcome(exit=outcome)
+
+    def prepared_hypercall(self, vcpu: int, call: GuestCall) -> Callable[[], CallOutcome]:
+        return partial(self.hypercall, vcpu, call)
 
     @_in_host_words
     def complete(self, vcpu: int, result: int) -> int:

@@ -91,14 +91,17 @@ class Stepper:
 
     def _ioctl_again(self, event: Ioctl) -> Again:
         request, argument = pack(event, self.names)
+        make: Callable[[], int]
         if self.prepared is None:
             make = partial(self.vm.ioctl, request, argument)
         else:
             make = self.prepared.prepared_ioctl(request, argument)
 
+        expected = event.ret if event.out is None else None
+
         def again(_ts: int | None) -> Ioctl:
             ret = make()
-            return event if ret == event.ret and event.out is None else evolve(event, ret=ret, out=None)
+            return event if ret == expected else evolve(event, ret=ret, out=None)
 
         return again
 
@@ -126,10 +129,15 @@ class Stepper:
 
     def call_again(self, event: Hypercall) -> CallAgain:
         """What makes the hypercalls again that `event` stands for; the VMM of the recording answers."""
-        make, complete, guest_clock = self.vm.hypercall, self.vm.complete, self.vm.guest_clock
+        complete, guest_clock = self.vm.complete, self.vm.guest_clock
         vcpu, rax, answer = event.vcpu, event.rax, event.rax or 0
         in_kernel, forwarded = event.handled == "kernel" and rax is not None, _but_params(event.exit)
         call = self._guest_call(event, None)
+        make: Callable[[], CallOutcome]
+        if self.prepared is None:
+            make = partial(self.vm.hypercall, vcpu, call)
+        else:
+            make = self.prepared.prepared_hypercall(vcpu, call)
 
         def again(ts: int | None, told: Told) -> Event | None:
             args, seen = told
@@ -142,7 +150,7 @@ class Stepper:
                     clock = (guest_clock(vcpu) + delta & U64_MAX).to_bytes(_CLOCK_SIZE, "little")
                     data = data[:offset] + clock + data[offset + _CLOCK_SIZE :]
                 call.behind = ((arg, data),)
-            outcome = make(vcpu, call)
+            outcome = make()
             if in_kernel and outcome.rax == rax:
                 return event
             left = outcome.exit

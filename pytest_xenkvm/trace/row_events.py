@@ -54,7 +54,7 @@ _UNDEFINED: Final = -1
 _MAX_KNOWN: Final = 2048
 """Rows whose events are remembered; the trace may hold any number of different ones."""
 _MAX_CALLS: Final = 1024
-_MAX_TABLES: Final = 16
+_MAX_TABLES: Final = 512
 _MAX_SHAPES: Final = 64
 _MAX_SHAPE: Final = 1024
 """Rows are remembered from block to block only if the block has so few shapes, of so few characters each."""
@@ -98,14 +98,17 @@ class RowEvents:
 
     def _known_with(self, shape: Row) -> _Known:
         """What is known once this shape is defined, too: all that was, and what was with just these shapes before."""
-        known = {code: dict(events) for code, events in self.known.items()}
+        known: _Known = {}
         if self._shapes is None or len(self._shapes) >= _MAX_SHAPES or len(repr(shape)) > _MAX_SHAPE:
             self._shapes = None
-            return known
-        self._shapes = (*self._shapes, shape)
-        if self._shapes not in self._tables and len(self._tables) >= _MAX_TABLES:
-            self._tables.clear()
-        return self._tables.setdefault(self._shapes, known)
+        else:
+            self._shapes = (*self._shapes, shape)
+            if len(self._tables) >= _MAX_TABLES:
+                self._tables.clear()
+            known = self._tables.setdefault(self._shapes, known)
+        for code, events in self.known.items():
+            known.setdefault(code, {}).update(events)
+        return known
 
     def event(self, row: Row) -> Event:
         """The event of a row that has a code and a time, without its time. Raises `Unfit`."""

@@ -17,7 +17,7 @@ from attrs import frozen
 from pytest_xenkvm.abi.numbers import U64_MAX
 from pytest_xenkvm.trace import blocks
 from pytest_xenkvm.trace.errors import Malformed, TraceError
-from pytest_xenkvm.trace.events import Event, Header, Hypercall, TimedEvent, Told, as_told, at_time
+from pytest_xenkvm.trace.events import Event, Header, Hypercall, TimedEvent, as_told, at_time
 from pytest_xenkvm.trace.fields import check_event, decode_event, encode_event
 from pytest_xenkvm.trace.header import VERSION, decode_header, encode_header
 from pytest_xenkvm.trace.row_events import RowEvents
@@ -29,6 +29,7 @@ from pytest_xenkvm.trace.rows import (
     KINDS,
     SHAPE,
     TS,
+    Row,
     RowDecoder,
     RowEncoder,
     elapsed,
@@ -46,6 +47,8 @@ MAX_EVENT: Final = 16 << 20
 """Bytes of one event's rows."""
 
 _COUNTED: Final = len(KINDS)
+_REST: Final = slice(AFTER_TS, None)
+_NONE: Final[dict[Row, Event]] = {}
 
 
 @frozen
@@ -115,7 +118,9 @@ class XktTrace:
         for ts, event, told in self.timed_events():
             yield at_time(as_told(event, told), ts)
 
-    def timed_events(self) -> Iterator[TimedEvent]:
+    def timed_events(  # noqa: C901, PLR0912 - a call for each part would take as long as the part does
+        self,
+    ) -> Iterator[TimedEvent]:
         """Read the events without a `ts`, each with its time. Raises `Malformed`.
 
         Events that differ in time only, and hypercalls that are told apart by `Told`, are one object, as long as
@@ -135,21 +140,20 @@ class XktTrace:
                 for row in unpacking:
                     if type(row) is not tuple or not row:
                         break
-                    code, step = row[CODE], row[-1] if len(row) <= TS else row[TS]
-                    told: Told | None = None
-                    event: Event | None = None
+                    event: Event | None
+                    told: Told | None
+                    code = row[CODE]
                     if code == HYPERCALL:
-                        found = call(row)
-                        if found is not None:
-                            event, told = found
-                    elif (repeated := known.get(code)) is not None:
-                        event = repeated.get(row[AFTER_TS:])
+                        event, told = call(row) or (None, None)
+                    else:
+                        event, told = known.get(code, _NONE).get(row[_REST]), None
                     if event is None or type(code) is not int:
                         if code == SHAPE:
                             decoder.define(row)
                             known = decoder.known
                             continue
                         event = decoder.event(row)
+                    step = row[TS]
                     if step is None:
                         yield None, event, told
                     else:
