@@ -45,7 +45,7 @@ _BYTE_BITS: Final = 8
 
 def deliver(vm: VmState, port: int, vcpu_id: int) -> Delivery:
     """Deliver an event to a KVM vCPU id as the table above says; raises KvmError -EINVAL or -EFAULT."""
-    vcpu, layout = vm.vcpu_by_id(vcpu_id), vm.layout
+    vcpu, layout = vm.vcpus_by_id.get(vcpu_id), vm.layout
     if vcpu is None or port >= layout.max_ports:
         raise KvmError(EINVAL)
     shared_info = vm.shared_info.mapped or vm.shared_info.usable()

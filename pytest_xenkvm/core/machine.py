@@ -79,6 +79,7 @@ class XenVm:
         state = self.state
         vcpu = VcpuState(index=len(state.vcpus), id=vcpu_id, xen_id=state.profile.unset_vcpu_id)
         state.vcpus.append(vcpu)
+        state.vcpus_by_id.setdefault(vcpu_id, vcpu)
         return vcpu
 
     # Ioctls

@@ -83,13 +83,13 @@ class GuestMemory:
                 return True
         return False
 
-    def storing(self, gpa: int, data: bytes) -> Callable[[], object]:
-        """What stores `data` at `gpa` each time it is called, like `write`."""
+    def storing(self, gpa: int, data: bytes) -> Callable[[], None]:
+        """What stores `data` at `gpa` each time it is called, like `write`; nothing if that is not in one slot."""
         for slot in self.slots:
             if slot.gpa <= gpa and gpa + len(data) <= slot.end:
                 offset = gpa - slot.gpa
                 return partial(slot.buffer.__setitem__, slice(offset, offset + len(data)), data)
-        return partial(self.write, gpa, data)
+        return _do_nothing
 
     def hva_to_gpa(self, hva: int, size: int) -> int | None:
         """The guest address that the host maps at [hva, hva + size); None if that is not one slot's."""
@@ -104,6 +104,10 @@ class GuestMemory:
             if slot.gpa <= gpa < slot.end:
                 return slot.hva + gpa - slot.gpa
         return None
+
+
+def _do_nothing() -> None:
+    pass
 
 
 def is_user_range(hva: int, size: int) -> bool:

@@ -144,6 +144,8 @@ class VmState:
     files: dict[int, Eventfd | None] = Factory(dict)
     """The VMM's open files by number; None is a file that is no eventfd."""
     vcpus: list[VcpuState] = Factory(list)
+    vcpus_by_id: dict[int, VcpuState] = Factory(dict)
+    """By KVM vCPU id."""
     deadlines: list[tuple[int, int]] = Factory(list)
     """Heap of (deadline, vCPU index) of the running timers, and of some that run no more."""
 
@@ -174,8 +176,3 @@ class VmState:
         """The local APICs are in the kernel."""
         return self.irqchip != "none"
 
-    def vcpu_by_id(self, vcpu_id: int) -> VcpuState | None:
-        """The vCPU with this KVM vCPU id."""
-        if vcpu_id < len(self.vcpus) and self.vcpus[vcpu_id].id == vcpu_id:
-            return self.vcpus[vcpu_id]  # as nearly all VMMs number them
-        return next((vcpu for vcpu in self.vcpus if vcpu.id == vcpu_id), None)

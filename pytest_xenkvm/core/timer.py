@@ -71,10 +71,11 @@ def inject_pending(vm: VmState, vcpu: VcpuState) -> None:
         vcpu.timer.pending, vcpu.timer.expires_ns = False, 0
 
 
-def advance(vm: VmState, until: int) -> None:
+def advance(vm: VmState, until: int) -> int:
     """Move the VM's clock forward to `until` (ns), firing timers in the order of their expiry.
 
     A time that has passed already changes nothing: the clock never goes back here. It stops at 2^64-1.
+    Returns a time (ns) before which no timer fires that is armed now.
     """
     while vm.deadlines and vm.deadlines[0][0] <= until:
         due = _next_due(vm)
@@ -85,6 +86,7 @@ def advance(vm: VmState, until: int) -> None:
         _fire(vm, vcpu)
     if until > vm.now:
         vm.now = min(until, U64_MAX)
+    return vm.deadlines[0][0] if vm.deadlines else U64_MAX
 
 
 def set_clock(vm: VmState, now: int) -> None:

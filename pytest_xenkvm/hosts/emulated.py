@@ -109,7 +109,7 @@ class EmulatedVm:
     def write_memory(self, gpa: int, data: bytes) -> bool:
         return self.machine.state.memory.write(gpa, data)
 
-    def prepared_clock(self) -> Callable[[int], object]:
+    def prepared_clock(self) -> Callable[[int], int]:
         return partial(timer.advance, self.machine.state)
 
     def prepared_hypercall(self, vcpu: int, call: GuestCall) -> Callable[[], CallOutcome]:
@@ -134,7 +134,7 @@ class EmulatedVm:
 
         return make
 
-    def prepared_store(self, gpa: int, data: bytes) -> Callable[[], object]:
+    def prepared_store(self, gpa: int, data: bytes) -> Callable[[], None]:
         return self.machine.state.memory.storing(gpa, data)
 
     def prepared_ioctl(self, request: int, argument: int | bytearray) -> Callable[[], int]:

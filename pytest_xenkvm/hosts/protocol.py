@@ -115,8 +115,12 @@ class HostVm(Protocol):
 class PreparingVm(Protocol):
     """A VM that does the same thing again and again faster if it is told so beforehand."""
 
-    def prepared_clock(self) -> Callable[[int], object]:
-        """What does the same as `HostVm.pass_time(until=...)`."""
+    def prepared_clock(self) -> Callable[[int], int]:
+        """What does the same as `HostVm.pass_time(until=...)`.
+
+        It returns the time (ns of the VM's clock) until which nothing happens in the VM by itself, nor because
+        of memory that is written or events that are sent.
+        """
 
     def prepared_hypercall(self, vcpu: int, call: GuestCall) -> Callable[[], CallOutcome]:
         """What does the same as `HostVm.hypercall`.
@@ -124,8 +128,8 @@ class PreparingVm(Protocol):
         Of the call, arguments, `behind` and `over_by` may change in between.
         """
 
-    def prepared_store(self, gpa: int, data: bytes) -> Callable[[], object]:
-        """What does the same as `HostVm.write_memory`, whatever that returns."""
+    def prepared_store(self, gpa: int, data: bytes) -> Callable[[], None]:
+        """What does the same as `HostVm.write_memory`, but returns nothing."""
 
     def prepared_ioctl(self, request: int, argument: int | bytearray) -> Callable[[], int]:
         """What makes an ioctl on the VM that returns nothing in its argument, as `HostVm.ioctl`."""

@@ -11,7 +11,7 @@ an event at any time is found out once (`_Known`), and an observation is made on
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Final
 
@@ -29,7 +29,7 @@ from pytest_xenkvm.replay.observation import (
     Repeats,
     Tally,
 )
-from pytest_xenkvm.replay.stepper import Again, CallAgain, Stepper, recorded_answer
+from pytest_xenkvm.replay.stepper import Again, CallAgain, Quick, Stepper, recorded_answer
 from pytest_xenkvm.trace.events import (
     Event,
     Header,
@@ -100,13 +100,8 @@ class _Known:
     adds_up: bool
     """It was recorded that times add up, which must be looked at each time."""
     inferred: bool
-    idle: bool = field(init=False)
-    """There is nothing more to do if it comes out as recorded and nobody takes interrupts."""
-    store: Callable[[], object] | None = field(default=None, init=False)
-    """Does it again, if that is all there is to do."""
-
-    def __attrs_post_init__(self) -> None:
-        self.idle = not (self.wanted or self.window or self.adds_up)
+    quick: Quick | None
+    """Does it again, if that is all there is to do when it comes out as recorded."""
 
 
 @define(eq=False)
@@ -151,23 +146,24 @@ class _KernelReplay:
             return
         known_of, call_of = self.known.get, self.known_calls.get
         clock, take_interrupt = self.stepper.clock(), self.stepper.vm.take_interrupt
-        now = 0  # when the previous event was complete (ns since the first event)
-        reached = -1  # what the VM's clock has been brought to
+        now = 0  # when the event before was complete (ns since the first event)
+        due = 0  # until then the VM's clock may stand still, unless it is looked at
         window: tuple[int, ...] = ()  # vCPUs that are taking interrupts
         hypercalls = inferred = 0
         for index, following in enumerate(chain(upcoming, (_AFTER_THE_LAST,))):
             ts, event, told = current
             current = following
+            begun = now
             if ts is None:
                 self.stepper.vm.pass_time(ns=UNTIMED_EVENT_NS, until=now)
-            else:
-                if reached != now:
-                    reached = now
-                    clock(now)
-                now = max(now, ts)
+                due = 0
+            elif ts > now:
+                now = ts
             happened: Event | None
-            found: list[Difference] | None = None
+            found: list[Difference] = []
             if told is not None:
+                clock(begun)
+                due = 0
                 call = call_of(id(event)) or self._know_call(event)
                 happened = call.again(ts, told)
                 hypercalls += 1
@@ -185,30 +181,32 @@ class _KernelReplay:
                 tells = call.unseen or not as_recorded
                 happened = event if as_recorded else happened
                 wanted = tells or self._wants_again(call)
-            elif type(event) is Hypercall:
-                happened = self.stepper.hypercall(event, ts, recorded_answer)
-                kept = event if event.behind is None and not event.extra else brief(event)
-                recent, window = self._recent(event.vcpu), (event.vcpu,)
-                tells = happened is not event or event.rax is None or event.handled is None
-                wanted = tells or self.audience.wants_call(event)
-                hypercalls += 1
-                inferred += event.inferred
-            else:
-                known = known_of(id(event)) or self._know(event)
-                inferred += known.inferred
-                if known.store is not None and not window:
-                    known.store()
+            elif (known := known_of(id(event))) is not None and known.quick is not None and not window:
+                if begun >= due:
+                    due = clock(begun)
+                if known.inferred:
+                    inferred += 1
+                happened = known.quick()
+                if happened is None:
                     known.recent.append((index, ts, event, None))
                     continue
-                happened = known.again(ts)
-                kept, recent = known.kept, known.recent
-                if happened is event and known.idle and not window:
-                    recent.append((index, ts, kept, None))
-                    continue
-                tells = happened is not event or known.adds_up
-                wanted = tells or known.wanted
-                window = known.window or window
-            found = found or []
+                kept, recent, tells, wanted = known.kept, known.recent, True, True
+            else:
+                clock(begun)
+                due = 0
+                if type(event) is Hypercall:
+                    happened = self.stepper.hypercall(event, ts, recorded_answer)
+                    kept, recent, window = brief(event), self._recent(event.vcpu), (event.vcpu,)
+                    tells = happened is not event or event.rax is None or event.handled is None
+                    wanted = tells or self.audience.wants_call(event)
+                    hypercalls += 1
+                else:
+                    known = known or self._know(event)
+                    happened = known.again(ts)
+                    kept, recent, window = known.kept, known.recent, known.window or window
+                    tells = happened is not event or known.adds_up
+                    wanted = tells or known.wanted
+                inferred += event.inferred
             if tells:
                 found += self._compare(event, happened)
             if window and not _goes_on(event, following[1]):
@@ -220,6 +218,7 @@ class _KernelReplay:
             if wanted or found:
                 yield self._observation(index, ts, event, happened, found)
             recent.append((index, ts, kept, None))
+        clock(begun)
         self.tally.events += index + 1
         self.tally.hypercalls += hypercalls
         self.tally.inferred += inferred
@@ -230,10 +229,12 @@ class _KernelReplay:
             window = tuple(range(self.vcpus))
         elif isinstance(event, (Wrmsr, VcpuRun)):
             window = (event.vcpu,)
+        wanted = self.audience.wants(event)
         known = _Known(
             event=event,
             again=self.stepper.again(event, self.vcpus),
-            wanted=self.audience.wants(event),
+            quick=None if wanted else self.stepper.quick(event),
+            wanted=wanted,
             window=window,
             kept=brief(event),
             recent=self._recent(getattr(event, "vcpu", None)),
@@ -243,8 +244,6 @@ class _KernelReplay:
         if is_small(event):
             if len(self.known) >= _MAX_KNOWN:
                 self.known.clear()
-            if known.idle and isinstance(event, Mem):
-                known.store = self.stepper.storing(event)
             self.known[id(event)] = known
         return known
 

@@ -43,6 +43,9 @@ Answer = Callable[[Hypercall, XenExit], int]
 Again = Callable[["int | None"], "Event | None"]
 """Does an event again, at the time given (ns): the event itself if it came out as recorded."""
 
+Quick = Callable[[], "Event | None"]
+"""Does an event again: what happened, None if it came out as recorded."""
+
 CallAgain = Callable[["int | None", Told], "Event | None"]
 """Does a hypercall again that had returned at the time given (ns), as it is told: the event that stands for all such
 if it came out as recorded."""
@@ -50,7 +53,7 @@ if it came out as recorded."""
 _CLOCK_SIZE = 8
 _SixArgs = tuple[int, int, int, int, int, int]
 _SELF_CONTAINED = frozenset({"KVM_XEN_HVM_EVTCHN_SEND", "KVM_IRQ_LINE"})
-"""Ioctls that only take numbers, the same ones at any time and on any host."""
+"""Ioctls that only take numbers, the same ones at any time and on any host, and have nothing to do with time."""
 
 
 @define
@@ -80,52 +83,49 @@ class Stepper:
 
     def again(self, event: Event, vcpus: int) -> Again:
         """What does an event other than a hypercall, as often as it comes, on a VM of that many vCPUs."""
-        if isinstance(event, Ioctl) and event.name in _SELF_CONTAINED and event.vcpu is None:
-            return self._ioctl_again(event)
-        if isinstance(event, Mem) and event.op == "write" and not event.now_plus_at:
-            return self._store_again(event)
+        quick = self.quick(event)
+        if quick is not None:
+            return lambda _ts: quick() or event
         if isinstance(event, Wait):
             return lambda ts: self.wait(event, vcpus, ts)
         step: Callable[[Any], Event | None] = _STEPS[type(event)].__get__(self)
         return lambda _ts: step(event)
 
-    def _ioctl_again(self, event: Ioctl) -> Again:
+    def quick(self, event: Event) -> Quick | None:
+        """The same for events that neither look at the VM's clock nor set a timer; None for all others."""
+        if isinstance(event, Ioctl) and event.name in _SELF_CONTAINED and event.vcpu is None:
+            return self._quick_ioctl(event)
+        if isinstance(event, Mem) and event.op == "write" and not event.now_plus_at:
+            if self.prepared is not None:
+                return self.prepared.prepared_store(event.gpa, event.data)
+            return partial(self._store, event)
+        return None
+
+    def _quick_ioctl(self, event: Ioctl) -> Quick:
         request, argument = pack(event, self.names)
         make: Callable[[], int]
         if self.prepared is None:
             make = partial(self.vm.ioctl, request, argument)
         else:
             make = self.prepared.prepared_ioctl(request, argument)
-
         expected = event.ret if event.out is None else None
 
-        def again(_ts: int | None) -> Ioctl:
+        def quick() -> Ioctl | None:
             ret = make()
-            return event if ret == expected else evolve(event, ret=ret, out=None)
+            return None if ret == expected else evolve(event, ret=ret, out=None)
 
-        return again
+        return quick
 
-    def _store_again(self, event: Mem) -> Again:
-        store = self.storing(event)
+    def _store(self, event: Mem) -> None:
+        self.vm.write_memory(event.gpa, event.data)
 
-        def again(_ts: int | None) -> Mem:
-            store()
-            return event
-
-        return again
-
-    def storing(self, event: Mem) -> Callable[[], object]:
-        """What makes a store again and again that holds no clock."""
-        if self.prepared is None:
-            return partial(self.vm.write_memory, event.gpa, event.data)
-        return self.prepared.prepared_store(event.gpa, event.data)
-
-    def clock(self) -> Callable[[int], object]:
-        """What lets the VM's clock reach a time (ns)."""
+    def clock(self) -> Callable[[int], int]:
+        """What lets the VM's clock reach a time (ns), and tells how long it may stand still for `quick` events."""
         return self._reach if self.prepared is None else self.prepared.prepared_clock()
 
-    def _reach(self, until: int) -> None:
+    def _reach(self, until: int) -> int:
         self.vm.pass_time(until=until)
+        return 0
 
     def call_again(self, event: Hypercall) -> CallAgain:
         """What makes the hypercalls again that `event` stands for; the VMM of the recording answers."""

@@ -113,7 +113,7 @@ class RowEvents:
     def event(self, row: Row) -> Event:
         """The event of a row that has a code and a time, without its time. Raises `Unfit`."""
         code = row[CODE]
-        if code == HYPERCALL:
+        if type(code) is int and code == HYPERCALL:
             found = self.call(row)
             return as_told(*found) if found else self._decoded(row)
         event = self._decoded(row)

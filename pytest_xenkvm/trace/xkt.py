@@ -17,7 +17,7 @@ from attrs import frozen
 from pytest_xenkvm.abi.numbers import U64_MAX
 from pytest_xenkvm.trace import blocks
 from pytest_xenkvm.trace.errors import Malformed, TraceError
-from pytest_xenkvm.trace.events import Event, Header, Hypercall, TimedEvent, as_told, at_time
+from pytest_xenkvm.trace.events import Event, Header, Hypercall, TimedEvent, Told, as_told, at_time
 from pytest_xenkvm.trace.fields import check_event, decode_event, encode_event
 from pytest_xenkvm.trace.header import VERSION, decode_header, encode_header
 from pytest_xenkvm.trace.row_events import RowEvents
