@@ -27,6 +27,7 @@ from pytest_xenkvm.trace.rows import (
     AFTER_TS,
     ARGS,
     CODE,
+    CODES,
     COMPAT,
     EXIT,
     HANDLED,
@@ -59,7 +60,14 @@ _MAX_SHAPES: Final = 64
 _MAX_SHAPE: Final = 1024
 """Rows are remembered from block to block only if the block has so few shapes, of so few characters each."""
 
-_Known = dict[Any, dict[Row, Event]]
+_Known = dict[int, dict[Row, Event]]
+
+
+_NO_CALL: Final = (None, None)
+
+
+def _nothing_known() -> _Known:
+    return {code: {} for code in CODES.values() if code != HYPERCALL}
 
 
 class RowEvents:
@@ -81,7 +89,7 @@ class RowEvents:
         self._decoder = RowDecoder()
         self._shapes: Row | None = ()
         """The shapes that are defined; None: too many or too long to be remembered."""
-        self.known: _Known = {}
+        self.known = _nothing_known()
         """Events other than hypercalls, by their rows' code and all that follows the time."""
         self._behind_shape = _UNDEFINED
         self._item_keys: dict[int, tuple[str, ...]] = {}
@@ -98,7 +106,7 @@ class RowEvents:
 
     def _known_with(self, shape: Row) -> _Known:
         """What is known once this shape is defined, too: all that was, and what was with just these shapes before."""
-        known: _Known = {}
+        known = _nothing_known()
         if self._shapes is None or len(self._shapes) >= _MAX_SHAPES or len(repr(shape)) > _MAX_SHAPE:
             self._shapes = None
         else:
@@ -107,23 +115,24 @@ class RowEvents:
                 self._tables.clear()
             known = self._tables.setdefault(self._shapes, known)
         for code, events in self.known.items():
-            known.setdefault(code, {}).update(events)
+            known[code].update(events)
         return known
 
     def event(self, row: Row) -> Event:
         """The event of a row that has a code and a time, without its time. Raises `Unfit`."""
         code = row[CODE]
         if type(code) is int and code == HYPERCALL:
-            found = self.call(row)
-            return as_told(*found) if found else self._decoded(row)
+            call, told = self.call(row)
+            return self._decoded(row) if call is None else as_told(call, told)
         event = self._decoded(row)
         if is_small(event):
             self._remembered += 1
             if self._remembered > _MAX_KNOWN:
                 self._remembered = 0
                 self._tables.clear()
-                self.known.clear()
-            self.known.setdefault(code, {})[row[AFTER_TS:]] = event
+                for events in self.known.values():
+                    events.clear()
+            self.known[code][row[AFTER_TS:]] = event
         return event
 
     def _decoded(self, row: Row) -> Event:
@@ -131,12 +140,14 @@ class RowEvents:
         check_event(event, self._header)
         return event
 
-    def call(self, row: Row) -> tuple[Hypercall, Told] | None:
-        """A hypercall of integers and the bytes behind one pointer at most; None if it is more or wrong.
+    def call(self, row: Row) -> tuple[Hypercall, Told] | tuple[None, None]:
+        """A hypercall of integers and the bytes behind one pointer at most; nothing if it is more or wrong.
 
         A bool passes as the 0 or 1 that it is.
         """
         seen = None
+        if type(row) is not tuple:
+            return _NO_CALL
         try:
             if len(row) == PLAIN:
                 _code, _ts, vcpu, flags, cpl, nr, a0, a1, a2, a3, a4, a5, rax = row
@@ -144,18 +155,18 @@ class RowEvents:
                 _code, _ts, vcpu, flags, cpl, nr, a0, a1, a2, a3, a4, a5, rax, rest = row
                 shape, (no_shape, item) = rest
                 if shape != self._behind_shape or no_shape is not None:
-                    return None
+                    return _NO_CALL
                 seen = _seen(item, self._item_keys[item[0]])
                 if seen is None:
-                    return None
+                    return _NO_CALL
             # The fastest way to ask whether these are integers and none is negative; none is above 2^64-1.
             if vcpu | flags | cpl | nr | a0 | a1 | a2 | a3 | a4 | a5 | rax < 0:
-                return None
+                return _NO_CALL
         except (TypeError, ValueError, LookupError):
-            return None
+            return _NO_CALL
         key = (vcpu, flags, cpl, nr, a0, a1, rax)
         event = self._calls.get(key) or self._new_call(key, row[ARGS])
-        return None if event is None else (event, (row[ARGS], seen))
+        return _NO_CALL if event is None else (event, (row[ARGS], seen))
 
     def _new_call(self, key: tuple[int, ...], args: tuple[int, ...]) -> Hypercall | None:
         vcpu, flags, cpl, nr, *_args, rax = map(int, key)

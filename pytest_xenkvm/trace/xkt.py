@@ -29,7 +29,6 @@ from pytest_xenkvm.trace.rows import (
     KINDS,
     SHAPE,
     TS,
-    Row,
     RowDecoder,
     RowEncoder,
     elapsed,
@@ -48,7 +47,6 @@ MAX_EVENT: Final = 16 << 20
 
 _COUNTED: Final = len(KINDS)
 _REST: Final = slice(AFTER_TS, None)
-_NONE: Final[dict[Row, Event]] = {}
 
 
 @frozen
@@ -126,41 +124,44 @@ class XktTrace:
         Events that differ in time only, and hypercalls that are told apart by `Told`, are one object, as long as
         they are remembered: what is found out about it once holds for all of them.
         """
-        counts = [0] * _COUNTED
+        counts = dict.fromkeys(range(_COUNTED), 0)
         ts = 0
         decoder = RowEvents(self.header)
         call = decoder.call
         with reading(self.path) as file, self._complaints(counts):
             for content in self._contents(file, counts):
                 unpacking = unpacker(content)
-                if next(unpacking, None) != (sum(counts), ts):
+                if next(unpacking, None) != (sum(counts.values()), ts):
                     raise Unfit("is damaged: a block doesn't go on where the one before ended")
                 decoder.next_block()
                 known = decoder.known
                 for row in unpacking:
-                    if type(row) is not tuple or not row:
-                        break
                     event: Event | None
                     told: Told | None
-                    code = row[CODE]
-                    if code == HYPERCALL:
-                        event, told = call(row) or (None, None)
-                    else:
-                        event, told = known.get(code, _NONE).get(row[_REST]), None
-                    if event is None or type(code) is not int:
-                        if code == SHAPE:
+                    try:
+                        code, step = row[CODE], row[TS]
+                        if code == HYPERCALL:
+                            event, told = call(row)
+                        else:
+                            event, told = known[code].get(row[_REST]), None
+                    except (TypeError, LookupError):  # it is a shape, or the end, or damaged
+                        event, told = None, None
+                    if event is None:
+                        if type(row) is not tuple or not row:
+                            break
+                        if row[CODE] == SHAPE:
                             decoder.define(row)
                             known = decoder.known
                             continue
                         event = decoder.event(row)
-                    step = row[TS]
-                    if step is None:
-                        yield None, event, told
-                    else:
-                        if type(step) is not int or step < 0:
-                            U64.decode(step)
+                        code, step = row[CODE], row[TS]
+                    if type(step) is int and step >= 0:
                         ts = ts + step & U64_MAX
                         yield ts, event, told
+                    else:
+                        if step is not None:
+                            U64.decode(step)
+                        yield None, event, told
                     counts[code] += 1
                 else:
                     raise Unfit(CUT_ROW)
@@ -168,7 +169,7 @@ class XktTrace:
                     raise Unfit(f"is damaged: a row is {shown(row)}")
                 check_tail(unpacking, content)
 
-    def _contents(self, file: BinaryIO, counts: list[int]) -> Iterator[bytes]:
+    def _contents(self, file: BinaryIO, counts: dict[int, int]) -> Iterator[bytes]:
         """Read the event blocks' contents; check at the end that the totals are those that were read."""
         blocks.read_prefix(file)
         if self._read_header_block(file) != self._header_content:
@@ -179,7 +180,7 @@ class XktTrace:
                 if not self.complete:
                     return
                 blocks.read_end(file)
-                if _read_totals(block.content) != _Totals(sum(counts), blocks_read, tuple(counts)):
+                if _read_totals(block.content) != _Totals(sum(counts.values()), blocks_read, tuple(counts.values())):
                     raise Unfit("is damaged: its events are not as many as its closing block says")
                 return
             if block.tag != blocks.EVENTS:
@@ -197,7 +198,7 @@ class XktTrace:
         return block.content
 
     @contextmanager
-    def _complaints(self, counts: list[int] | None = None) -> Iterator[None]:
+    def _complaints(self, counts: dict[int, int] | None = None) -> Iterator[None]:
         """Turn what is found wrong into `Malformed`, at the event after those that were counted."""
         try:
             yield
@@ -209,7 +210,7 @@ class XktTrace:
             what = f"is damaged: its msgpack can't be decoded ({error or type(error).__name__})"
         else:
             return
-        raise Malformed(what, str(self.path), event=None if counts is None else sum(counts))
+        raise Malformed(what, str(self.path), event=None if counts is None else sum(counts.values()))
 
 
 @final
