@@ -175,4 +175,3 @@ class VmState:
     def has_local_apic(self) -> bool:
         """The local APICs are in the kernel."""
         return self.irqchip != "none"
-

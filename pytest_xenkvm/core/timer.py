@@ -78,12 +78,13 @@ def advance(vm: VmState, until: int) -> int:
     Returns a time (ns) before which no timer fires that is armed now.
     """
     while vm.deadlines and vm.deadlines[0][0] <= until:
-        due = _next_due(vm)
-        if due is None or due[0] > until:
-            break
-        deadline, vcpu = due
-        vm.now = min(max(vm.now, deadline), U64_MAX)
-        _fire(vm, vcpu)
+        deadline, index = vm.deadlines[0]
+        vcpu = vm.vcpus[index]
+        if vcpu.timer.deadline == deadline:
+            vm.now = min(max(vm.now, deadline), U64_MAX)
+            _fire(vm, vcpu)
+        else:
+            heappop(vm.deadlines)
     if until > vm.now:
         vm.now = min(until, U64_MAX)
     return vm.deadlines[0][0] if vm.deadlines else U64_MAX

@@ -47,13 +47,13 @@ Quick = Callable[[], "Event | None"]
 """Does an event again: what happened, None if it came out as recorded."""
 
 CallAgain = Callable[["int | None", Told], "Event | None"]
-"""Does a hypercall again that had returned at the time given (ns), as it is told: the event that stands for all such
-if it came out as recorded."""
+"""Does a hypercall again that had returned at the time given (ns), as it is told: the event that stands for all
+of its kind if it came out as recorded."""
 
 _CLOCK_SIZE = 8
 _SixArgs = tuple[int, int, int, int, int, int]
 _SELF_CONTAINED = frozenset({"KVM_XEN_HVM_EVTCHN_SEND", "KVM_IRQ_LINE"})
-"""Ioctls that only take numbers, the same ones at any time and on any host, and have nothing to do with time."""
+"""Ioctls that only take numbers, the same ones on any host, and have nothing to do with time."""
 
 
 @define
@@ -120,7 +120,7 @@ class Stepper:
         self.vm.write_memory(event.gpa, event.data)
 
     def clock(self) -> Callable[[int], int]:
-        """What lets the VM's clock reach a time (ns), and tells how long it may stand still for `quick` events."""
+        """What lets the VM's clock reach a time (ns), and tells until when `quick` events need it no further."""
         return self._reach if self.prepared is None else self.prepared.prepared_clock()
 
     def _reach(self, until: int) -> int:

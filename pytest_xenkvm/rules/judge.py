@@ -81,7 +81,11 @@ class Judge:
         self._of_vmm = frozenset(id(self._checkers[rule.id]) for rule in vmm_rules)
         for rule in applicable:
             for seen in rule.sees:
-                if isinstance(seen, (Ioctls, Hypercalls)) and seen.under_test and not self.context.vmm_under_test:
+                if (
+                    isinstance(seen, (Ioctls, Hypercalls))
+                    and seen.under_test
+                    and not self.context.vmm_under_test
+                ):
                     continue
                 self._watchers[seen] = (*self._watchers.get(seen, ()), self._checkers[rule.id])
 
@@ -243,7 +247,7 @@ def _is_shown(seen: Seen, event: Event) -> bool:
 
 
 def _is_plain(event: Hypercall) -> bool:
-    """Whether a hypercall has nothing to show but its registers: KVM_EXIT_XEN, if it came to that, held just these."""
+    """Whether a hypercall shows nothing but its registers: KVM_EXIT_XEN, if there was one, held just these."""
     if event.extra:
         return False
     left = event.exit

@@ -259,17 +259,17 @@ E = TypeVar("E", bound=Event)
 T = TypeVar("T")
 
 Seen = tuple[int, bytes, "int | None", int, "str | None", int]
-"""What lay behind one pointer argument: its number, the data; where in the data the guest's clock stands (None:
-nowhere) and what is added to it (ns); an extra key (None: none) and its number. See `Behind`."""
+"""What lay behind one pointer argument: its number, the data; the place in the data where the guest's clock stands
+(None: nowhere) and what is added to it (ns); an extra key (None: none) and its number. See `Behind`."""
 
 Told = tuple[tuple[int, int, int, int, int, int], "Seen | None"]
-"""What hypercalls that one object stands for differ in besides their times: arguments, and what lay behind one."""
+"""What hypercalls that one object stands for differ in: their arguments, and what lay behind one of them."""
 
 TimedEvent = tuple["int | None", Event, "Told | None"]
-"""An event, its time before it; the event's own `ts` may be unset, and one object may stand for several events.
+"""A time, and an event whose own `ts` may be unset, as one object may stand for several events.
 
-If hypercalls differ in more than their time, then that comes third, and of the event count neither arguments 2 ... 5
-nor what lay behind them: `as_told` makes the one that is meant.
+What hypercalls of one object differ in besides their time comes third (None: in nothing). Then neither arguments
+2 ... 5 of the event count nor what lay behind them: `as_told` makes the one that is meant.
 """
 
 ARGS: Final = 6
@@ -320,7 +320,7 @@ def as_told(event: E, told: Told | None) -> E:
 
 
 def is_small(event: Event) -> bool:
-    """Whether the event takes no more memory than a report keeps of one, so that thousands can be remembered."""
+    """Whether the event takes little memory, so that thousands can be remembered."""
     if event.extra:
         return False
     if isinstance(event, Ioctl):

@@ -1,12 +1,14 @@
 """From the rows of event blocks to events without a time; what comes again is decoded once.
 
-Nearly all rows repeat earlier ones, other than in the time. Hypercalls seldom repeat: those that a row of integers
-tells, with or without the bytes behind one pointer, are one object if they agree in all but arguments 2 ... 5 and
-those bytes, which are read anew each time. Everything else goes by the tables in `fields`.
+Nearly all rows repeat earlier ones, but for the time. Hypercalls seldom do: those that a row of integers tells,
+with or without the bytes behind one pointer, are one object if they agree in all but arguments 2 ... 5 and those
+bytes, which are read anew each time. Everything else goes by the tables in `fields`.
 """
 
 from __future__ import annotations
 
+from struct import Struct
+from struct import error as StructError  # noqa: N812 (it is a class)
 from typing import Any, Final
 
 from pytest_xenkvm.abi.numbers import KVM_EXIT_XEN_HCALL
@@ -43,12 +45,13 @@ from pytest_xenkvm.trace.rows import (
     plain_flags,
     plain_vcpus,
 )
-from pytest_xenkvm.trace.values import HYPERCALL_ARGS, S64_MAX, S64_MIN
+from pytest_xenkvm.trace.values import HYPERCALL_ARGS, S64_MAX
 
 _BEHIND: Final = ("behind",)
 _BEHIND_ITEM: Final = ("arg", "data")
-_NOW_PLUS_AT: Final = "now_plus_at"
+_NOW_PLUS_AT: Final = ("now_plus_at",)
 _CLOCK_BYTES: Final = 8
+_KEY: Final = Struct("7Q")
 _UNDEFINED: Final = -1
 """The number of a shape that the block hasn't defined."""
 
@@ -60,10 +63,9 @@ _MAX_SHAPES: Final = 64
 _MAX_SHAPE: Final = 1024
 """Rows are remembered from block to block only if the block has so few shapes, of so few characters each."""
 
-_Known = dict[int, dict[Row, Event]]
-
-
 _NO_CALL: Final = (None, None)
+
+_Known = dict[int, dict[Row, Event]]
 
 
 def _nothing_known() -> _Known:
@@ -92,8 +94,8 @@ class RowEvents:
         self.known = _nothing_known()
         """Events other than hypercalls, by their rows' code and all that follows the time."""
         self._behind_shape = _UNDEFINED
-        self._item_keys: dict[int, tuple[str, ...]] = {}
-        """Keys behind "arg" and "data" of the shapes that begin with those."""
+        self._items: dict[int, tuple[bool, str | None]] = {}
+        """Shapes of what lies behind a pointer: whether it may hold a clock, and the one extra key."""
 
     def define(self, row: Any) -> None:
         """Take a shape row. Raises `Unfit`."""
@@ -101,11 +103,13 @@ class RowEvents:
         if row[1:] == _BEHIND:
             self._behind_shape = number
         elif row[1:3] == _BEHIND_ITEM:
-            self._item_keys[number] = row[3:]
+            clock, keys = row[3:4] == _NOW_PLUS_AT, row[3:]
+            if len(keys) <= clock + 1:
+                self._items[number] = clock, keys[clock] if len(keys) > clock else None
         self.known = self._known_with(row)
 
     def _known_with(self, shape: Row) -> _Known:
-        """What is known once this shape is defined, too: all that was, and what was with just these shapes before."""
+        """What is known once this shape is defined: all that was, and what was known with just these before."""
         known = _nothing_known()
         if self._shapes is None or len(self._shapes) >= _MAX_SHAPES or len(repr(shape)) > _MAX_SHAPE:
             self._shapes = None
@@ -145,22 +149,17 @@ class RowEvents:
 
         A bool passes as the 0 or 1 that it is.
         """
-        seen = None
         if type(row) is not tuple:
             return _NO_CALL
         try:
             if len(row) == PLAIN:
                 _code, _ts, vcpu, flags, cpl, nr, a0, a1, a2, a3, a4, a5, rax = row
+                seen = None
             else:
                 _code, _ts, vcpu, flags, cpl, nr, a0, a1, a2, a3, a4, a5, rax, rest = row
-                shape, (no_shape, item) = rest
-                if shape != self._behind_shape or no_shape is not None:
-                    return _NO_CALL
-                seen = _seen(item, self._item_keys[item[0]])
-                if seen is None:
-                    return _NO_CALL
+                seen = self._seen(rest)
             # The fastest way to ask whether these are integers and none is negative; none is above 2^64-1.
-            if vcpu | flags | cpl | nr | a0 | a1 | a2 | a3 | a4 | a5 | rax < 0:
+            if a0 | a1 | a2 | a3 | a4 | a5 < 0:
                 return _NO_CALL
         except (TypeError, ValueError, LookupError):
             return _NO_CALL
@@ -168,8 +167,37 @@ class RowEvents:
         event = self._calls.get(key) or self._new_call(key, row[ARGS])
         return _NO_CALL if event is None else (event, (row[ARGS], seen))
 
+    def _seen(self, rest: Any) -> Seen:
+        """What a row's 14th field tells. Raises ValueError and others if it is more than that, or wrong."""
+        shape, (no_shape, item) = rest
+        if shape != self._behind_shape or no_shape is not None:
+            raise ValueError
+        has_clock, name = self._items[item[0]]
+        offset, delta, number = None, 0, 0
+        if has_clock:
+            if name is None:
+                _shape, arg, data, (outer, (inner, offset, delta)) = item
+            else:
+                _shape, arg, data, (outer, (inner, offset, delta)), number = item
+            if outer is not None or inner is not None or type(offset) is not int or type(delta) is not int:
+                raise ValueError
+            if not 0 <= offset <= len(data) - _CLOCK_BYTES or delta > S64_MAX:  # none is below -2^63
+                raise ValueError
+        elif name is None:
+            _shape, arg, data = item
+        else:
+            _shape, arg, data, number = item
+        if type(arg) is not int or type(data) is not bytes or type(number) is not int:
+            raise ValueError
+        if not 0 <= arg < HYPERCALL_ARGS or len(data) > BRIEF_BYTES:
+            raise ValueError
+        return arg, data, offset, delta, name, number
+
     def _new_call(self, key: tuple[int, ...], args: tuple[int, ...]) -> Hypercall | None:
-        vcpu, flags, cpl, nr, *_args, rax = map(int, key)
+        try:
+            vcpu, flags, cpl, nr, *_args, rax = _KEY.unpack(_KEY.pack(*key))
+        except StructError:
+            return None
         told = self._told.get(flags)
         if told is None or vcpu >= self._vcpus or cpl > MAX_CPL:
             return None
@@ -184,28 +212,6 @@ class RowEvents:
             self._calls.clear()
         self._calls[key] = event
         return event
-
-
-def _seen(item: Row, keys: tuple[str, ...]) -> Seen | None:
-    """What lay behind one pointer, if it is little and this row tells no more than one clock and one number."""
-    key, offset, delta, number = None, None, 0, 0
-    if not keys:
-        _shape, arg, data = item
-    elif keys[0] == _NOW_PLUS_AT:
-        if len(keys) == 1:
-            _shape, arg, data, (outer, (inner, offset, delta)) = item
-        else:
-            _shape, arg, data, (outer, (inner, offset, delta)), number = item
-            (_now_plus_at, key) = keys
-        if outer is not None or inner is not None or type(offset) is not int or type(delta) is not int:
-            return None
-        if not (0 <= offset <= len(data) - _CLOCK_BYTES and S64_MIN <= delta <= S64_MAX):
-            return None
-    else:
-        _shape, arg, data, number = item
-        (key,) = keys
-    fits = type(arg) is int and 0 <= arg < HYPERCALL_ARGS and type(data) is bytes and type(number) is int
-    return (arg, data, offset, delta, key, number) if fits and len(data) <= BRIEF_BYTES else None
 
 
 def _told_by(flags: int) -> dict[str, Any]:

@@ -121,8 +121,8 @@ class XktTrace:
     ) -> Iterator[TimedEvent]:
         """Read the events without a `ts`, each with its time. Raises `Malformed`.
 
-        Events that differ in time only, and hypercalls that are told apart by `Told`, are one object, as long as
-        they are remembered: what is found out about it once holds for all of them.
+        Events that differ in time only, and hypercalls that differ only in what `Told` tells, are one object, as
+        long as they are remembered: what is found out about it once holds for all of them.
         """
         counts = dict.fromkeys(range(_COUNTED), 0)
         ts = 0
@@ -180,7 +180,9 @@ class XktTrace:
                 if not self.complete:
                     return
                 blocks.read_end(file)
-                if _read_totals(block.content) != _Totals(sum(counts.values()), blocks_read, tuple(counts.values())):
+                if _read_totals(block.content) != _Totals(
+                    sum(counts.values()), blocks_read, tuple(counts.values())
+                ):
                     raise Unfit("is damaged: its events are not as many as its closing block says")
                 return
             if block.tag != blocks.EVENTS:

@@ -78,7 +78,11 @@ def test_times_stand_beside_the_events(tmp_path: Path) -> None:
     """`timed_events()` gives every event without its time, beside it."""
     trace = XktTrace(write_xkt(tmp_path / "t.xkt", [*EVENTS, *calls(5000), *EVENTS]))
     found = list(trace.timed_events())
-    assert [at_time(as_told(event, told), ts) for ts, event, told in found] == [*EVENTS, *calls(5000), *EVENTS]
+    assert [at_time(as_told(event, told), ts) for ts, event, told in found] == [
+        *EVENTS,
+        *calls(5000),
+        *EVENTS,
+    ]
     assert {event.ts for _ts, event, _told in found} == {None}
 
 
