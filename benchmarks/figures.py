@@ -59,6 +59,8 @@ class Collection:
     plain: float
     """`pytest --collect-only` of as many parametrised test functions."""
     collected: float
+    wholes: float
+    """The same with `--xenkvm-items=trace`: an item for each trace."""
     start_up: float
     """`pytest --collect-only` of one of the traces."""
 
@@ -136,6 +138,10 @@ class Figures:
             ("one of the traces", found.start_up),
         ):
             yield f"    {words:<55}{seconds:>8.2f}{found.collected / seconds:>8.2f}"
+        title = f"the same with --xenkvm-items=trace, {found.traces:,} items"
+        beyond = found.wholes - found.start_up
+        yield f"    {title:<55}{found.wholes:>8.2f}{found.collected / found.wholes:>8.2f}"
+        yield f"    {'  beyond the start-up, of the headers':<55}{beyond:>8.2f}{beyond / found.headers:>8.2f}"
 
     def _speed_line(self, speed: Speed) -> str:
         seconds = {other.workload: other.seconds for other in self.speeds if other.trace == speed.trace}

@@ -19,7 +19,7 @@ from attrs import evolve, frozen
 
 from pytest_xenkvm.core.profile import profile_for_release
 from pytest_xenkvm.replay.kernel import kernel_replay
-from pytest_xenkvm.rules.run import emulated_host
+from pytest_xenkvm.rules.hosts import emulated_host
 from pytest_xenkvm.trace import blocks, open_trace
 from pytest_xenkvm.trace.events import Event, Header, timed
 from pytest_xenkvm.trace.rows import CODES

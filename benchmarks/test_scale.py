@@ -90,6 +90,7 @@ def test_collection(figures: Figures, tmp_path: Path) -> None:
         headers=_cpu_seconds(corpus, "-c", _HEADERS, str(corpus)) - _cpu_seconds(corpus, "-c", _HEADERS),
         plain=_cpu_seconds(plain, *_pytest(*collect)),
         collected=_cpu_seconds(corpus, *_pytest(*collect)),
+        wholes=_cpu_seconds(corpus, *_pytest(*collect, "--xenkvm-items=trace")),
         start_up=_cpu_seconds(corpus, *_pytest(*collect, small.name)),
     )
 

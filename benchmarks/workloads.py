@@ -17,7 +17,8 @@ from typing import Final
 import msgpack  # type: ignore[import-untyped]
 
 from pytest_xenkvm.rules.bundled import BUNDLED
-from pytest_xenkvm.rules.run import MODEL, UNICORN, ReplayOptions, run_trace
+from pytest_xenkvm.rules.hosts import MODEL, UNICORN
+from pytest_xenkvm.rules.run import ReplayOptions, run_trace
 from pytest_xenkvm.trace import open_trace
 from pytest_xenkvm.trace.blocks import EVENTS, PREFIX_SIZE
 

@@ -18,9 +18,12 @@ FLOORS: Final = {
     "trace": 1,
     "hosts": 2,
     "vmm": 3,
+    "record": 4,
     "replay": 4,
     "rules": 5,
+    "lab": 6,
     "report": 6,
+    "traceops": 6,
     "cli": 7,
     "plugin": 7,
 }

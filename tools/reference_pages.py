@@ -299,6 +299,9 @@ def cli_page() -> str:
     for name, lazy in COMMANDS.items():
         command: click.Command = getattr(import_module(lazy.module), lazy.attribute)
         parts.append(f"## `xenkvm {name}`\n\n{_command_body(command, f'xenkvm {name}')}")
+        for part, inner in command.commands.items() if isinstance(command, click.Group) else ():
+            whole = f"xenkvm {name} {part}"
+            parts.append(f"### `{whole}`\n\n{_command_body(inner, whole)}")
     return "\n".join(parts)
 
 
@@ -308,7 +311,7 @@ def _command_body(command: click.Command, name: str) -> str:
     parts = [_block("text", usage), f"{_words(command.help)}\n"]
     if rows:
         parts.append(_table(["option", "meaning"], rows))
-    for paragraph in re.split(r"\n\n(?=\S)", (command.epilog or "").strip("\n")):
+    for paragraph in re.split(r"\n\n(?=\S)", command.epilog.strip("\n")) if command.epilog else ():
         shown = paragraph.removeprefix("\b\n")
         parts.append(_block("text", shown.rstrip()) if shown != paragraph else f"{_words(shown)}\n")
     return "\n".join(parts)

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import click
 from attrs import evolve
 
 from pytest_xenkvm.abi.numbers import KVM_MAX_VCPUS_ALLOWED, PAGE_SIZE
 from pytest_xenkvm.cli.errors import UserError
+from pytest_xenkvm.cli.output import check_output, watched
 from pytest_xenkvm.core.profile import profile_for_release
 from pytest_xenkvm.trace.decode_values import text
 from pytest_xenkvm.trace.events import IRQCHIPS, VENDORS
 from pytest_xenkvm.trace.files import write_trace
 from pytest_xenkvm.trace.header import MAX_MEMORY
 from pytest_xenkvm.trace.importers import (
+    BPFTRACE_SCRIPT,
     DETECT_LINES,
     IMPORTERS,
     Given,
@@ -27,17 +27,11 @@ from pytest_xenkvm.trace.importers import (
     all_importers,
     detect,
     find_importer,
-    open_text,
+    open_recording,
     with_answers,
 )
 
 _UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-_OUTPUTS: Final = (".xkt", ".jsonl", ".jsonl.gz")
-_PROGRESS_STEP: Final = 10_000
-"""Lines, or events, between two signs of life."""
-
-T = TypeVar("T")
-
 _SOURCES: Final = "\n".join(f"  {name:16}{known.description}" for name, known in IMPORTERS.items())
 _EPILOG: Final = f"""\b
 Recordings (--from):
@@ -49,6 +43,9 @@ Examples:
   xenkvm import qemu.log -o boot.jsonl --kernel 6.12.117   JSON Lines, to read or to edit
   xenkvm import ftrace.txt --irqchip split --memory 192M   what the recording doesn't show
   xenkvm import ftrace.txt --answers qemu.log              and what QEMU answered in that run
+  xenkvm import strace.txt --answers qemu.log              the VM by strace, its hypercalls by QEMU
+  xenkvm import trace.dat                                  through trace-cmd, if that is installed
+  bpftrace "$(xenkvm import --bpftrace-script)" >rec.txt   to be imported when Ctrl-C has ended it
 
 The report on stderr says what became of every line, and what the trace holds without having been seen.
 """
@@ -69,6 +66,14 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
         message = f"{value!r} is no size of guest memory: expected whole pages up to 1 TiB, like 192M"
         raise click.BadParameter(message)
     return size
+
+
+def _print_script(ctx: click.Context, param: click.Parameter, value: bool) -> None:  # noqa: FBT001 (click's)
+    """Print where the script for bpftrace is, and do nothing else."""
+    del param
+    if value:
+        click.echo(str(BPFTRACE_SCRIPT))
+        ctx.exit()
 
 
 @click.command("import", epilog=_EPILOG)
@@ -100,7 +105,15 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
     "--answers",
     type=click.Path(path_type=Path),
     metavar="LOG",
-    help="QEMU's log of the same run: what it answered to forwarded hypercalls, which ftrace doesn't see.",
+    help="QEMU's log of the same run: its answers to forwarded hypercalls, which no other recorder sees.",
+)
+@click.option(
+    "--bpftrace-script",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_script,
+    help="Print the path of a script for bpftrace that records hypercalls, and exit.",
 )
 @click.option("--notes", default="", metavar="TEXT", help="Free text for the trace's header, put first.")
 @click.option("--force", is_flag=True, help="Replace TRACE if it exists.")
@@ -114,52 +127,39 @@ def import_(  # noqa: PLR0913 - an argument an option
     force: bool,
     **given: Any,
 ) -> None:
-    """Turn RECORDING (text, or text compressed with gzip) into a trace that can be shown and replayed."""
+    """Turn RECORDING into a trace that can be shown and replayed.
+
+    It is text, text compressed with gzip, or trace-cmd's trace.dat.
+    """
     target = output or _default_output(recording)
-    _check_output(target, recording, force=force)
+    check_output(target, [recording], force=force, source="recording")
     path = str(recording)
     try:
         importers = all_importers()
-        source = source or detect(islice(open_text(recording), DETECT_LINES), path=path, importers=importers)
+        source = source or detect(
+            islice(open_recording(recording), DETECT_LINES), path=path, importers=importers
+        )
         importer = find_importer(source, importers)
     except ImporterError as error:
         raise UserError(str(error)) from error
-    lines = _watched(open_text(recording), "lines read")
+    lines = watched(open_recording(recording), "lines read")
     imported = importer.run(lines, path=path, given=Given(**given))
     if answers is not None:
         imported = with_answers(imported, _answers(answers), path=str(answers))
     header = evolve(imported.header, notes="; ".join(filter(None, (notes, imported.header.notes))))
-    write_trace(target, header, _watched(imported.events, "events written"))
+    write_trace(target, header, watched(imported.events, "events written"))
     click.echo(str(imported.report), err=True)
     if header.kernel is None:
         click.echo(f"no --kernel given: replays as {profile_for_release(None).name} unless told", err=True)
+    if answers is None and imported.forwarded:
+        click.echo("--answers LOG, QEMU's log of the same run, names the forwarded hypercalls", err=True)
     click.echo(f"from {source}, wrote {text(str(target), 1000)}: {len(imported.events):,} events", err=True)
 
 
 def _answers(log: Path) -> Imported:
-    return IMPORTERS["qemu-log"].run(open_text(log), path=str(log), given=Given())
+    return IMPORTERS["qemu-log"].run(open_recording(log), path=str(log), given=Given())
 
 
 def _default_output(recording: Path) -> Path:
     name = recording.name.removesuffix(".gz")
     return Path(name).with_suffix(".xkt")
-
-
-def _check_output(target: Path, recording: Path, *, force: bool) -> None:
-    if not target.name.endswith(_OUTPUTS):
-        raise UserError(f"{target}: a trace's name ends in .xkt, .jsonl or .jsonl.gz")
-    if target.exists() and target.samefile(recording):
-        raise UserError(f"{target}: is the recording itself; -o names another file")
-    if target.exists() and not force:
-        raise UserError(f"{target}: exists already; --force replaces it, -o names another file")
-
-
-def _watched(items: Iterable[T], what: str) -> Iterator[T]:
-    """Hand `items` through, and show on a terminal how many there have been."""
-    watched = sys.stderr.isatty()
-    for count, item in enumerate(items, 1):
-        if watched and count % _PROGRESS_STEP == 0:
-            click.echo(f"\r{count:,} {what}", nl=False, err=True)
-        yield item
-    if watched:
-        click.echo("\r\x1b[K", nl=False, err=True)

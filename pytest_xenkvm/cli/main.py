@@ -45,12 +45,24 @@ COMMANDS: Final[dict[str, Lazy]] = {
     "show": Lazy("pytest_xenkvm.cli.show", "show", "Print a trace in words, one line an event."),
     "check": Lazy("pytest_xenkvm.cli.check", "check", "Read traces to their ends, and tell what is wrong."),
     "import": Lazy("pytest_xenkvm.cli.import_", "import_", "Turn a recording of a real guest into a trace."),
+    "record": Lazy("pytest_xenkvm.cli.record", "record", "Record VMs of this host while they run."),
+    "stat": Lazy("pytest_xenkvm.cli.stat", "stat", "Tell what a trace is made of: calls, timers, rates."),
+    "diff": Lazy("pytest_xenkvm.cli.diff", "diff", "Tell where two traces, or two replays of one, part."),
+    "convert": Lazy("pytest_xenkvm.cli.convert", "convert", "Write a trace in the other file format."),
+    "cut": Lazy("pytest_xenkvm.cli.cut", "cut", "Cut a piece out of a trace that still replays."),
+    "merge": Lazy("pytest_xenkvm.cli.merge", "merge_command", "Merge recordings of one VM into one trace."),
+    "shrink": Lazy(
+        "pytest_xenkvm.cli.shrink",
+        "shrink_command",
+        "Shrink a failing trace to the few events it takes to fail.",
+    ),
     "rules": Lazy("pytest_xenkvm.cli.rules", "rules", "List the conformance rules, or explain one of them."),
     "profiles": Lazy(
         "pytest_xenkvm.cli.profiles", "profiles", "Tell how the kernels differ, and what to do."
     ),
     "report": Lazy("pytest_xenkvm.cli.report", "report", "Merge and compare reports of pytest runs."),
     "badge": Lazy("pytest_xenkvm.cli.badge", "badge", "Draw the badge of a report."),
+    "lab": Lazy("pytest_xenkvm.cli.lab", "lab", "Run a command on a real kernel with KVM and Xen support."),
 }
 
 _EPILOG: Final = """\b

@@ -1,4 +1,4 @@
-"""`xenkvm replay`: do a trace again on an emulated kernel, compare what was recorded, judge the rules."""
+"""`xenkvm replay`: do a trace again on a kernel, compare what was recorded, judge the rules."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ from pytest_xenkvm.replay.errors import ReplayError
 from pytest_xenkvm.report.json_result import result_json
 from pytest_xenkvm.report.progress import Progress
 from pytest_xenkvm.report.text import Role, divergences_lines, verdict_line, verdict_lines
+from pytest_xenkvm.rules.hosts import EMULATED, ENGINES, HOSTS, KVM, MODEL
 from pytest_xenkvm.rules.model import State
 from pytest_xenkvm.rules.profiles import AUTO
 from pytest_xenkvm.rules.registry import RuleError, all_rules, select_rules
-from pytest_xenkvm.rules.run import ENGINES, MODEL, ReplayOptions, ReplayResult, run_trace
+from pytest_xenkvm.rules.run import ReplayOptions, ReplayResult, run_trace
 from pytest_xenkvm.trace.errors import TraceError
 from pytest_xenkvm.trace.files import Trace, open_trace
 from pytest_xenkvm.vmm.behaviour import VmmBehaviour
@@ -45,6 +46,7 @@ Examples:
   xenkvm replay @linux-boot                        a bundled recording of a real guest
   xenkvm replay boot.xkt --profile linux-7.3       what the new ABI makes of an old recording
   xenkvm replay boot.xkt --engine unicorn          guest code makes the hypercalls
+  xenkvm replay boot.xkt --host kvm                on the running kernel's own /dev/kvm
   xenkvm replay boot.xkt --rules 'vcpu-id.*'       judge these rules only
   xenkvm replay boot.xkt --until 120               stop before event 120
   xenkvm replay boot.xkt --vmm my_vmm:MyVmm        the guest's side only; your VMM does the rest
@@ -64,6 +66,13 @@ Exit codes: 0 all well, 1 a divergence or a violated rule, 2 unusable input (the
     show_default=True,
     help=f"The kernel to answer like: {', '.join(PROFILES)}, one of an installed package, or auto: "
     "the one that the trace was recorded on.",
+)
+@click.option(
+    "--host",
+    type=click.Choice(HOSTS),
+    default=EMULATED,
+    show_default=True,
+    help="What plays the kernel: the emulated core, or the running kernel's /dev/kvm.",
 )
 @click.option(
     "--engine",
@@ -89,6 +98,7 @@ def replay(  # noqa: PLR0913 - an argument an option
     *,
     trace: str,
     profile: str,
+    host: str,
     engine: str,
     selection: str | None,
     vmm: str | None,
@@ -101,7 +111,7 @@ def replay(  # noqa: PLR0913 - an argument an option
         opened = open_trace(trace)
         rules = select_rules(all_rules(), selection)
         behaviour = None if vmm is None else _load(vmm)
-        options = ReplayOptions(profile=profile, engine=engine, behaviour=behaviour, until=until)
+        options = ReplayOptions(profile=profile, host=host, engine=engine, behaviour=behaviour, until=until)
         with _progress(opened, until) as progress:
             result = run_trace(opened, rules, options, progress=progress)
     except (ReplayError, HostError, RuleError, BehaviourError) as error:
@@ -130,6 +140,8 @@ def _lines(
 ) -> Iterator[str]:
     limit = sys.maxsize if verbose else _SHOWN
     how = f"VMM {result.vmm}" if result.vmm else "recorded VMM"
+    if options.host == KVM:
+        how = f"{how}, host {result.profile}"
     if options.engine != MODEL:
         how = f"{how}, engine {options.engine}"
     yield f"{result.trace}: {result.events:,} events, {result.hypercalls:,} hypercalls, {how}"
@@ -155,9 +167,10 @@ def _rerun(trace: str, options: ReplayOptions, result: ReplayResult) -> str | No
     if not result.divergences:
         return None
     profile = [] if options.profile == AUTO else ["--profile", options.profile]
+    host = [] if options.host == EMULATED else ["--host", options.host]
     engine = [] if options.engine == MODEL else ["--engine", options.engine]
     until = ["--until", str(result.divergences[0].place.index + 1)]
-    return shlex.join(["xenkvm", "replay", trace, *profile, *engine, *until])
+    return shlex.join(["xenkvm", "replay", trace, *profile, *host, *engine, *until])
 
 
 def _style(piece: str, role: Role) -> str:

@@ -45,12 +45,12 @@ class Slot:
 class GuestMemory:
     """The memory slots of a VM. Addresses and sizes in bytes."""
 
-    def __init__(self, slots: Sequence[tuple[int, Buffer]]) -> None:
-        """Take `(gpa, buffer)` pairs that don't overlap."""
+    def __init__(self, slots: Sequence[tuple[int, Buffer]], hvas: Sequence[int] | None = None) -> None:
+        """Take `(gpa, buffer)` pairs that don't overlap, and where the host maps each, if it really does."""
         hva = HVA_BASE
         self.slots: list[Slot] = []
-        for gpa, buffer in slots:
-            self.slots.append(Slot(gpa, buffer, hva))
+        for index, (gpa, buffer) in enumerate(slots):
+            self.slots.append(Slot(gpa, buffer, hva if hvas is None else hvas[index]))
             hva += len(buffer)
 
     def has(self, gpa: int, size: int) -> bool:
@@ -84,7 +84,7 @@ class GuestMemory:
         return False
 
     def storing(self, gpa: int, data: bytes) -> Callable[[], None]:
-        """What stores `data` at `gpa` each time it is called, like `write`; nothing if that is not in one slot."""
+        """What stores `data` at `gpa` each time it is called, like `write`; nothing if there is none."""
         for slot in self.slots:
             if slot.gpa <= gpa and gpa + len(data) <= slot.end:
                 offset = gpa - slot.gpa

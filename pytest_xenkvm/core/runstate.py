@@ -77,7 +77,7 @@ def change(vm: VmState, vcpu: VcpuState, state: int) -> None:
 
 
 def _add_stolen(vm: VmState, vcpu: VcpuState, elapsed: int) -> int:
-    """Count as runnable what of `elapsed` the scheduler kept a running vCPU waiting: how much (ns) that was."""
+    """Count as runnable what of `elapsed` the scheduler kept a running vCPU waiting; return it (ns)."""
     account = vcpu.runstate
     if account.state != _RUNNING:
         return 0

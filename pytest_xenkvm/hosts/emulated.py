@@ -41,6 +41,8 @@ class EmulatedHost:
 
     profile: Profile
     limits: HostLimits = Factory(HostLimits)
+    cpu_vendor: str = field(default="amd", init=False)
+    """Unless `create_vm` is asked for another."""
 
     @property
     def name(self) -> str:

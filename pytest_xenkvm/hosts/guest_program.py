@@ -31,6 +31,8 @@ from pytest_xenkvm.cpu.unicorn_api import UnicornError
 from pytest_xenkvm.cpu.vcpu import RAX, RBP, RBX, RCX, RDI, RDX, RFLAGS_RESET, RSI, RSP, Vcpu
 from pytest_xenkvm.hosts import elf, guest_cpuid, guest_msrs
 from pytest_xenkvm.hosts.emulated import EmulatedVm, create_machine, map_slots
+from pytest_xenkvm.hosts.guest_image import GuestImage, Mode
+from pytest_xenkvm.hosts.hypercall_pages import INSTRUCTIONS
 from pytest_xenkvm.hosts.program_parts import (
     REAL_MODE,
     KernelClock,
@@ -41,7 +43,7 @@ from pytest_xenkvm.hosts.program_parts import (
     read_port,
 )
 from pytest_xenkvm.hosts.protocol import HostError
-from pytest_xenkvm.hosts.replay_guest import INSTRUCTIONS, GuestImage, Mode
+from pytest_xenkvm.hosts.replay_guest import replay_image
 from pytest_xenkvm.trace.events import (
     Event,
     Header,
@@ -109,7 +111,7 @@ class ProgramVm(EmulatedVm):
         slots = map_slots(shape)
         machine = create_machine(profile, limits or HostLimits(), shape, slots, cpu_vendor=cpu_vendor)
         memory = machine.state.memory
-        image = GuestImage.build(memory.slots, cpu_vendor)
+        image = replay_image(memory.slots, cpu_vendor)
         try:
             engine = Engine()
             engine.map(PRIVATE_BASE, image.memory)

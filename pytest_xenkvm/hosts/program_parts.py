@@ -12,7 +12,7 @@ from pytest_xenkvm.core.machine import XenVm
 from pytest_xenkvm.core.memory import GuestMemory
 from pytest_xenkvm.cpu.vcpu import RFLAGS_RESET, Vcpu
 from pytest_xenkvm.cpu.vmcb import CpuState, Segment
-from pytest_xenkvm.hosts.replay_guest import GuestImage
+from pytest_xenkvm.hosts.guest_image import GuestImage
 from pytest_xenkvm.trace.events import Behind
 
 SERIAL_PORTS: Final = (0xE9, 0x3F8)

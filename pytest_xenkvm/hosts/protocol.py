@@ -13,6 +13,7 @@ from attrs import define, frozen
 
 from pytest_xenkvm.core.hypercalls import HypercallRegisters
 from pytest_xenkvm.core.machine import XenExit
+from pytest_xenkvm.core.profile import HostLimits
 from pytest_xenkvm.trace.events import VmShape
 
 
@@ -118,8 +119,8 @@ class PreparingVm(Protocol):
     def prepared_clock(self) -> Callable[[int], int]:
         """What does the same as `HostVm.pass_time(until=...)`.
 
-        It returns the time (ns of the VM's clock) until which nothing happens in the VM by itself, nor because
-        of memory that is written or events that are sent.
+        It returns the time (ns of the VM's clock) until which nothing happens in the VM by itself, nor when
+        memory is written or events are sent.
         """
 
     def prepared_hypercall(self, vcpu: int, call: GuestCall) -> Callable[[], CallOutcome]:
@@ -144,6 +145,18 @@ class Host(Protocol):
 
     def create_vm(self, shape: VmShape, *, cpu_vendor: str) -> HostVm:
         """KVM_CREATE_VM, memory, irqchip and vCPUs; raises HostError if it can't be had."""
+
+
+class LimitedHost(Host, Protocol):
+    """A host that says what its kernel was built with."""
+
+    @property
+    def limits(self) -> HostLimits:
+        """KVM_MAX_VCPUS and the like."""
+
+    @property
+    def cpu_vendor(self) -> str:
+        """Of its CPU, "amd" or "intel"; where a host plays both, the one that it plays unasked."""
 
 
 class HostError(Exception):

@@ -25,8 +25,9 @@ from pytest_xenkvm.cpu.engine import (
 )
 from pytest_xenkvm.cpu.vmcb import EFER_LMA
 from pytest_xenkvm.hosts import replay_guest
+from pytest_xenkvm.hosts.guest_image import Mode
+from pytest_xenkvm.hosts.hypercall_pages import INSTRUCTIONS
 from pytest_xenkvm.hosts.protocol import HostError
-from pytest_xenkvm.hosts.replay_guest import INSTRUCTIONS, GuestImage, Mode
 
 _LIMIT: Final = 100
 """Instructions that the replay guest may execute at a time; its longest way is below ten."""
@@ -58,7 +59,7 @@ class ReplayCpu:
         """Share `buffers`, which back `memory`, with the guest; raises UnicornError if that can't be."""
         self._engine = Engine()
         self._memory = memory
-        self._image = GuestImage.build(memory.slots, cpu_vendor)
+        self._image = replay_guest.replay_image(memory.slots, cpu_vendor)
         self._native = INSTRUCTIONS[cpu_vendor]
         self._engine.map(PRIVATE_BASE, self._image.memory)
         for gpa, buffer in buffers:

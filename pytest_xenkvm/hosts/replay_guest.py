@@ -1,8 +1,4 @@
-"""The guest that a replay runs: small stubs that make one hypercall or MSR write, and take interrupts.
-
-It lives in memory of its own outside the VM's slots, so that nothing of it shows in the recorded guest's
-memory. Its page tables map virtual = physical for 0 ... 4 GiB, but for one window of 2 MiB where the VM has
-no memory: there it sees itself, in 64-bit, compatibility and 32-bit mode alike.
+"""The guest that a replay runs on Unicorn: stubs that make one hypercall or MSR write, and take interrupts.
 
 What it executes: `vmmcall` (`vmcall`), `wrmsr` or `call rax` (into the hypercall page), then `cpuid`, which
 leaves the guest at every privilege level: there it is parked, with interrupts enabled. Each interrupt handler
@@ -12,45 +8,27 @@ handler of #GP steps over the WRMSR that caused it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from enum import Enum
+from collections.abc import Sequence
 from functools import cache
-from mmap import mmap
 from typing import Final
 
-from attrs import frozen
-
 from pytest_xenkvm.core.memory import Slot
-from pytest_xenkvm.cpu import descriptors, paging
-from pytest_xenkvm.cpu.engine import PRIVATE_BASE, PRIVATE_SIZE, Stop
-from pytest_xenkvm.cpu.vmcb import EFER_LMA, EFER_LME, EFER_SCE, CpuState, Segment
+from pytest_xenkvm.cpu.engine import PRIVATE_BASE, Stop
+from pytest_xenkvm.hosts.guest_image import (
+    CODE,
+    COMMON,
+    HANDLER_SIZE,
+    HANDLERS_32,
+    HANDLERS_64,
+    VECTORS,
+    GuestImage,
+)
+from pytest_xenkvm.hosts.hypercall_pages import INSTRUCTIONS
 
-INSTRUCTIONS: Final = {"intel": b"\x0f\x01\xc1", "amd": b"\x0f\x01\xd9"}
-"""VMCALL, VMMCALL."""
-
-_GDT: Final = 0x0000
-_IDT_64: Final = 0x1000
-_IDT_32: Final = 0x2000
-_TSS_64: Final = 0x3000
-_TSS_32: Final = 0x3100
-_DIRECTORIES: Final = 0x4000
-_POINTERS_64: Final = 0x8000
-_POINTERS_32: Final = 0x9000
-_TOP_TABLE: Final = 0xA000
-_CODE: Final = 0xB000
-_HANDLERS_64: Final = 0xC000
-_HANDLERS_32: Final = 0xD000
-_COMMON: Final = 0xE000
-_KERNEL_STACK: Final = 0x10000
-"""Its end: it grows down."""
-_STACKS: Final = 0x20000
-_STACK_SIZE: Final = 0x100
-_STACK_COUNT: Final = 4096
-
-HYPERCALL: Final = _CODE
-WRMSR: Final = _CODE + 0x10
-CALL_PAGE: Final = _CODE + 0x20
-IDLE: Final = _CODE + 0x30
+HYPERCALL: Final = CODE
+WRMSR: Final = CODE + 0x10
+CALL_PAGE: Final = CODE + 0x20
+IDLE: Final = CODE + 0x30
 
 _PARK: Final = b"\x0f\xa2"
 _WRMSR_CODE: Final = b"\x0f\x30"
@@ -60,172 +38,10 @@ _PARK_AND_RETURN_32: Final = bytes.fromhex("f4 83c404 cf")  # hlt; add esp, 4; i
 _SKIP_WRMSR_64: Final = bytes.fromhex("f4 4883442410 02 4883c410 48cf")  # hlt; add qword [rsp+16], 2; ...
 _SKIP_WRMSR_32: Final = bytes.fromhex("f4 8344240802 83c408 cf")
 
-_VECTORS: Final = 256
-_HANDLER_SIZE: Final = 16
-_DESCRIPTOR_SIZE: Final = 8
-_TSS_SELECTOR: Final = 0x80
-_PRIVILEGE_LEVELS: Final = 4
-_LARGE_PAGE: Final = PRIVATE_SIZE
-_FOUR_GIB: Final = 1 << 32
-_ENTRIES: Final = 512
-_ENTRY: Final = paging.PRESENT | paging.WRITABLE | paging.USER
 
-_CR0: Final = 0x8005_0033
-"""PE, MP, ET, NE, WP, AM, PG."""
-_CR4: Final = 0x620
-"""PAE, OSFXSR, OSXMMEXCPT."""
-_RFLAGS: Final = 0x202
-"""Interrupts enabled."""
-
-
-class Mode(Enum):
-    """How the guest's code runs; in paging modes all of them."""
-
-    LONG = "64-bit"
-    COMPAT = "compatibility"
-    PROTECTED = "32-bit protected"
-
-    @classmethod
-    def of(cls, *, longmode: bool, compat: bool) -> Mode:
-        """The mode of a recorded event."""
-        if compat:
-            return cls.COMPAT
-        return cls.LONG if longmode else cls.PROTECTED
-
-
-@frozen
-class GuestImage:
-    """The guest's memory at `PRIVATE_BASE`, seen by it at linear address `window`."""
-
-    memory: mmap
-    window: int
-
-    @classmethod
-    def build(cls, slots: Sequence[Slot], cpu_vendor: str) -> GuestImage:
-        """A guest for a VM with those memory slots."""
-        image = cls(mmap(-1, PRIVATE_SIZE), _free_window(slots))
-        for offset, data in _contents(image.window, cpu_vendor):
-            image.memory[offset : offset + len(data)] = data
-        return image
-
-    def at(self, offset: int) -> int:
-        """The linear address of something in the image."""
-        return self.window + offset
-
-    def stack(self, vcpu: int) -> int:
-        """Where the stack of a vCPU starts (linear)."""
-        return self.at(_STACKS + _STACK_SIZE * (vcpu % _STACK_COUNT + 1))
-
-    def read_physical(self, address: int, size: int) -> bytes | None:
-        """The image's own bytes by physical address."""
-        offset = address - PRIVATE_BASE
-        return self.memory[offset : offset + size] if 0 <= offset <= PRIVATE_SIZE - size else None
-
-    def write_physical(self, address: int, data: bytes) -> bool:
-        """Store to the image by physical address; False if that is elsewhere."""
-        offset = address - PRIVATE_BASE
-        if not 0 <= offset <= PRIVATE_SIZE - len(data):
-            return False
-        self.memory[offset : offset + len(data)] = data
-        return True
-
-    def holds(self, linear: int) -> bool:
-        """Whether a linear address is the image's."""
-        return self.window <= linear < self.window + PRIVATE_SIZE
-
-    def read_stack(self, linear: int, size: int) -> int:
-        """A number on a stack of the guest."""
-        offset = linear - self.window
-        return int.from_bytes(self.memory[offset : offset + size], "little")
-
-    def push(self, linear: int, value: int, size: int) -> int:
-        """Push a number onto a stack of the guest: where its top is then."""
-        offset = linear - self.window - size
-        self.memory[offset : offset + size] = value.to_bytes(size, "little")
-        return linear - size
-
-    def state(self, mode: Mode, cpl: int) -> CpuState:
-        """The CPU state in which the guest runs code of that mode and privilege level."""
-        long = mode is not Mode.PROTECTED
-        code = _segment("code_64" if mode is Mode.LONG else "code_32", cpl)
-        data = _segment("data", cpl)
-        return CpuState(
-            cr0=_CR0,
-            cr3=PRIVATE_BASE + (_TOP_TABLE if long else _POINTERS_32),
-            cr4=_CR4,
-            efer=(EFER_LMA | EFER_LME if long else 0) | EFER_SCE,
-            cpl=cpl,
-            rflags=_RFLAGS,
-            cs=code,
-            ss=data,
-            ds=data,
-            es=data,
-            fs=data,
-            gs=data,
-            gdtr=descriptors.table(self.at(_GDT), _TSS_SELECTOR),
-            idtr=descriptors.table(self.at(_IDT_64 if long else _IDT_32), _VECTORS * (16 if long else 8)),
-            tr=descriptors.tss(_TSS_SELECTOR, self.at(_TSS_64 if long else _TSS_32)),
-        )
-
-
-def _segment(kind: str, cpl: int) -> Segment:
-    index = 1 + list(_KINDS).index(kind) + len(_KINDS) * cpl
-    return _KINDS[kind](index * _DESCRIPTOR_SIZE | cpl, cpl)
-
-
-_KINDS: Final = {"code_64": descriptors.code_64, "code_32": descriptors.code_32, "data": descriptors.data}
-"""The segments that there are for each privilege level, in the order of the GDT."""
-
-
-def _free_window(slots: Sequence[Slot]) -> int:
-    """The highest 2 MiB below 4 GiB where no slot lies; the highest of all if slots are everywhere."""
-    highest = _FOUR_GIB - _LARGE_PAGE
-    for start in range(highest, 0, -_LARGE_PAGE):
-        if not any(slot.gpa < start + _LARGE_PAGE and start < slot.end for slot in slots):
-            return start
-    return highest
-
-
-def _contents(window: int, cpu_vendor: str) -> list[tuple[int, bytes]]:
-    kernel_stack = window + _KERNEL_STACK
-    kernel_64, kernel_32 = _segment("code_64", 0).selector, _segment("code_32", 0).selector
-    return [
-        (_GDT, _gdt()),
-        (_IDT_64, _idt(descriptors.gate_64, kernel_64, window + _HANDLERS_64)),
-        (_IDT_32, _idt(descriptors.gate_32, kernel_32, window + _HANDLERS_32)),
-        (_TSS_64, descriptors.tss_64(kernel_stack)),
-        (_TSS_32, descriptors.tss_32(kernel_stack, _segment("data", 0).selector)),
-        *_page_tables(window),
-        *_code(INSTRUCTIONS[cpu_vendor]),
-    ]
-
-
-@cache
-def _gdt() -> bytes:
-    segments = (_segment(kind, cpl) for cpl in range(_PRIVILEGE_LEVELS) for kind in _KINDS)
-    return bytes(_DESCRIPTOR_SIZE) + b"".join(map(descriptors.descriptor, segments))
-
-
-def _idt(gate: Callable[[int, int], bytes], selector: int, handlers: int) -> bytes:
-    return b"".join(gate(selector, handlers + vector * _HANDLER_SIZE) for vector in range(_VECTORS))
-
-
-def _page_tables(window: int) -> list[tuple[int, bytes]]:
-    directories = [PRIVATE_BASE + _DIRECTORIES + 0x1000 * index for index in range(4)]
-    own = (PRIVATE_BASE | paging.LARGE | _ENTRY).to_bytes(8, "little")
-    return [
-        (_DIRECTORIES, _identity_map()),
-        (_DIRECTORIES + window // _LARGE_PAGE * 8, own),
-        (_POINTERS_64, b"".join((table | _ENTRY).to_bytes(8, "little") for table in directories)),
-        (_POINTERS_32, b"".join((table | paging.PRESENT).to_bytes(8, "little") for table in directories)),
-        (_TOP_TABLE, (PRIVATE_BASE + _POINTERS_64 | _ENTRY).to_bytes(8, "little")),
-    ]
-
-
-@cache
-def _identity_map() -> bytes:
-    pages = range(0, _FOUR_GIB, _LARGE_PAGE)
-    return b"".join((page | paging.LARGE | _ENTRY).to_bytes(8, "little") for page in pages)
+def replay_image(slots: Sequence[Slot], cpu_vendor: str) -> GuestImage:
+    """The guest for a VM with those memory slots, in the engine's private memory."""
+    return GuestImage.build(slots, _code(INSTRUCTIONS[cpu_vendor]), physical=PRIVATE_BASE)
 
 
 @cache
@@ -235,17 +51,17 @@ def _code(hypercall: bytes) -> list[tuple[int, bytes]]:
         (WRMSR, _WRMSR_CODE + _PARK),
         (CALL_PAGE, _CALL_RAX + _PARK),
         (IDLE, _PARK),
-        *_handlers(_HANDLERS_64, _COMMON, _PARK_AND_RETURN_64, _SKIP_WRMSR_64),
-        *_handlers(_HANDLERS_32, _COMMON + 0x80, _PARK_AND_RETURN_32, _SKIP_WRMSR_32),
+        *_handlers(HANDLERS_64, COMMON, _PARK_AND_RETURN_64, _SKIP_WRMSR_64),
+        *_handlers(HANDLERS_32, COMMON + 0x80, _PARK_AND_RETURN_32, _SKIP_WRMSR_32),
     ]
 
 
 def _handlers(base: int, common: int, ordinary: bytes, protection: bytes) -> list[tuple[int, bytes]]:
     ends = {True: common + 0x40, False: common}
     stubs = []
-    for vector in range(_VECTORS):
-        jump_from = base + vector * _HANDLER_SIZE + 10
+    for vector in range(VECTORS):
+        jump_from = base + vector * HANDLER_SIZE + 10
         distance = ends[vector == Stop.GENERAL_PROTECTION] - jump_from
         push = b"\x68" + vector.to_bytes(4, "little")
-        stubs.append((push + b"\xe9" + distance.to_bytes(4, "little", signed=True)).ljust(_HANDLER_SIZE))
+        stubs.append((push + b"\xe9" + distance.to_bytes(4, "little", signed=True)).ljust(HANDLER_SIZE))
     return [(base, b"".join(stubs)), (ends[False], ordinary), (ends[True], protection)]

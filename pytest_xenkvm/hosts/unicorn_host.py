@@ -8,32 +8,27 @@ are written to RAX and RIP moves on, and what a replay observes is read back fro
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from functools import partial, wraps
-from typing import Final, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from attrs import Factory, define, field, frozen
 
-from pytest_xenkvm.abi.numbers import PAGE_SIZE, U32_MAX, U64_MAX
+from pytest_xenkvm.abi.numbers import U64_MAX
 from pytest_xenkvm.core.errors import KvmError
-from pytest_xenkvm.core.hypercall_page import STUB_SIZE, MsrWrite
+from pytest_xenkvm.core.hypercall_page import MsrWrite
 from pytest_xenkvm.core.hypercalls import UnseenMemory
 from pytest_xenkvm.core.profile import HostLimits, Profile
 from pytest_xenkvm.cpu.engine import EngineError
 from pytest_xenkvm.cpu.unicorn_api import UnicornError
 from pytest_xenkvm.hosts.call_memory import CallMemory
 from pytest_xenkvm.hosts.emulated import EmulatedVm, create_machine, map_slots
+from pytest_xenkvm.hosts.guest_image import Mode
 from pytest_xenkvm.hosts.guest_pointers import GuestPointers
+from pytest_xenkvm.hosts.hypercall_pages import HypercallPages
 from pytest_xenkvm.hosts.protocol import CallOutcome, GuestCall, HostError, MsrOutcome
 from pytest_xenkvm.hosts.replay_cpu import Parked, ReplayCpu
-from pytest_xenkvm.hosts.replay_guest import INSTRUCTIONS, Mode
 from pytest_xenkvm.trace.events import VmShape
-
-_IDENTITY_MAPPED: Final = 1 << 32
-_REMEMBERED_PAGES: Final = 16
-_MOV_EAX: Final = b"\xb8"
-_RET: Final = b"\xc3"
 
 _Given = ParamSpec("_Given")
 _Result = TypeVar("_Result")
@@ -58,6 +53,8 @@ class UnicornHost:
 
     profile: Profile
     limits: HostLimits = Factory(HostLimits)
+    cpu_vendor: str = field(default="amd", init=False)
+    """Unless `create_vm` is asked for another."""
 
     @property
     def name(self) -> str:
@@ -80,8 +77,7 @@ class UnicornVm(EmulatedVm):
     """A VM whose guest side is executed; see `HostVm` for what the methods do."""
 
     cpu: ReplayCpu = field(kw_only=True)
-    hypercall_pages: deque[int] = field(factory=lambda: deque(maxlen=_REMEMBERED_PAGES), init=False)
-    """Where the guest asked for hypercall pages (gpa), newest last."""
+    hypercall_pages: HypercallPages = field(factory=HypercallPages, init=False)
     _stubs: dict[int, bytes] = field(factory=dict, init=False)
     """The stubs of the hypercall page as they were executed last, by address."""
 
@@ -127,7 +123,7 @@ class UnicornVm(EmulatedVm):
         except KvmError as error:
             return MsrOutcome(ok=False, run_ret=-error.errno)
         if outcome is MsrWrite.OK:
-            self._remember_page(write.value & ~(PAGE_SIZE - 1))
+            self.hypercall_pages.remember(write.value)
             self.cpu.skip_msr_write()
             return MsrOutcome(ok=True)
         return MsrOutcome(ok=not self.cpu.fault_msr_write())
@@ -137,31 +133,13 @@ class UnicornVm(EmulatedVm):
         vector = self.machine.take_vector(self.machine.state.vcpus[vcpu])
         return None if vector is None else self.cpu.interrupt(vcpu, vector)
 
-    def _remember_page(self, page: int) -> None:
-        if page < _IDENTITY_MAPPED:
-            if page in self.hypercall_pages:
-                self.hypercall_pages.remove(page)
-            self.hypercall_pages.append(page)
-
     def _page_stub(self, call: GuestCall) -> int | None:
-        """Where the newest hypercall page that has a stub for a call has it; None if there is none.
-
-        Only what looks like a stub is executed: a trace may store anything there.
-        """
-        number = call.nr & (U64_MAX if call.longmode else U32_MAX)
-        if number >= PAGE_SIZE // STUB_SIZE:
+        """Where the newest hypercall page that has a stub for a call has it; None if there is none."""
+        found = self.hypercall_pages.stub(call, self.machine.state.memory.read)
+        if found is None:
             return None
-        for page in reversed(self.hypercall_pages):
-            address = page + number * STUB_SIZE
-            found = self.machine.state.memory.read(address, STUB_SIZE) or b""
-            if _is_stub(found, number):
-                if self._stubs.get(address) != found:
-                    self.cpu.flush_code()
-                    self._stubs[address] = found
-                return address
-        return None
-
-
-def _is_stub(found: bytes, number: int) -> bool:
-    mov = _MOV_EAX + number.to_bytes(4, "little")
-    return any(found.startswith(mov + instruction + _RET) for instruction in INSTRUCTIONS.values())
+        address, content = found
+        if self._stubs.get(address) != content:
+            self.cpu.flush_code()
+            self._stubs[address] = content
+        return address

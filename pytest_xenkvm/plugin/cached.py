@@ -2,8 +2,8 @@
 
 A result is found by all that it depends on: the bytes of the trace, the engine, everything that the profile
 says, the rules and the source of this package, and what that runs on. Only bundled rules count as known, and
-only kernel replays: nobody can tell whether a VMM behaviour or somebody else's rule is what it was. Where a
-hook observes replays, they are done.
+only kernel replays on the emulated host: nobody can tell whether a VMM behaviour, somebody else's rule or a
+running kernel is what it was. Where a hook observes replays, they are done.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from pytest_xenkvm.plugin.cache_folder import CacheFolder
 from pytest_xenkvm.plugin.observing import Watched
 from pytest_xenkvm.plugin.stored_result import Unstorable, result_of_text, result_text
 from pytest_xenkvm.rules.bundled import BUNDLED
+from pytest_xenkvm.rules.hosts import EMULATED
 from pytest_xenkvm.rules.model import Rule
-from pytest_xenkvm.rules.profiles import choose_profile
 from pytest_xenkvm.rules.run import ReplayOptions, ReplayResult
 from pytest_xenkvm.trace.files import Trace
 
@@ -63,7 +63,7 @@ def replay_once(
     """
     config, trace = watched.config, watched.trace
     folder = _folder(config)
-    profile = choose_profile(options.profile, trace.header, options.profiles)
+    profile = options.expected_profile(trace.header)
     if folder is None or not _is_safe(watched, rules, options, profile):
         return Outcome(replay())
     content = folder.content_of(trace.path)
@@ -95,7 +95,8 @@ def _is_safe(
 ) -> bool:
     """Whether the key says everything that the result depends on, and nobody wants to see the replay."""
     return (
-        options.behaviour is None
+        options.host == EMULATED
+        and options.behaviour is None
         and options.until is None
         and type(profile) is Profile
         and all(id(rule) in _BUNDLED for rule in rules)

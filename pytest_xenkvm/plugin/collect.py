@@ -1,4 +1,4 @@
-"""Traces as collectors: an item `replay`, and an item for each rule that is selected."""
+"""Traces as collectors: an item `replay` and one for each rule that is selected, or one for all."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any, Final
 
 import pytest
 
-from pytest_xenkvm.plugin.items import ReplayItem, RuleItem, TraceItem, takes
+from pytest_xenkvm.plugin.items import ReplayItem, RuleItem, TraceItem, WholeItem, takes
 from pytest_xenkvm.plugin.observing import Watched
 from pytest_xenkvm.plugin.replays import Replays
-from pytest_xenkvm.plugin.session import TraceElsewhere, hooked_rules, settings
+from pytest_xenkvm.plugin.session import PER_TRACE, TraceElsewhere, hooked_rules, settings
 from pytest_xenkvm.rules.model import Rule
 from pytest_xenkvm.rules.registry import RuleError, all_rules, select_rules
 from pytest_xenkvm.trace.errors import TraceError
@@ -94,6 +94,7 @@ class TraceFile(pytest.Collector):
             rules=rules,
             profile=said.profile,
             engine=said.engine,
+            host=said.host,
             nodeid=self.nodeid,
         )
         expansion = Replay.from_parent(self, name=self.name, path=self.path, nodeid=self.nodeid)
@@ -132,9 +133,13 @@ class Replay(pytest.Module):
         self.obj = ModuleType("xenkvm_trace")
 
     def items(self, replays: Replays, rules: Iterable[Rule]) -> Iterator[TraceItem]:
-        """The items of all rules."""
+        """The items of all rules, or the one that stands for them."""
         self.obj.replay = takes
         expanded = list(self._genfunctions("replay", takes))
+        if settings(self.config).items == PER_TRACE:
+            for function in expanded:
+                yield WholeItem.like(function, "all", replays)
+            return
         for function in expanded:
             yield ReplayItem.like(function, "replay", replays)
         for rule in rules:

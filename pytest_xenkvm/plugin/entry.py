@@ -57,6 +57,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="kernel to replay on, such as linux-7.3; auto (the default): the one that recorded the trace",
     )
     group.addoption(
+        "--xenkvm-host",
+        metavar="NAME",
+        help="what plays the kernel: emulated (the default), or kvm, the running kernel's own /dev/kvm",
+    )
+    group.addoption(
         "--xenkvm-engine",
         metavar="NAME",
         help="what plays the guest: model (the default), registers alone; unicorn, code on an emulated CPU",
@@ -75,13 +80,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--xenkvm-strict", action="store_true", help="fail for violated SHOULD rules too, instead of xfail"
     )
     group.addoption(
+        "--xenkvm-items",
+        metavar="KIND",
+        help="rule (the default): an item for each rule; trace: one item a trace, for thousands of them",
+    )
+    group.addoption(
         "--xenkvm-no-cache", action="store_true", help="replay also what an earlier run has replayed"
     )
     reporting.add_options(group)
     parser.addini("xenkvm_traces", "traces to replay, one a line, as for --xenkvm-trace", "linelist")
     parser.addini("xenkvm_profile", "as --xenkvm-profile", default="auto")
+    parser.addini("xenkvm_host", "as --xenkvm-host", default="emulated")
     parser.addini("xenkvm_engine", "as --xenkvm-engine", default="model")
     parser.addini("xenkvm_rules", "as --xenkvm-rules", default="")
+    parser.addini("xenkvm_items", "as --xenkvm-items", default="rule")
     parser.addini("xenkvm_vmm", "as --xenkvm-vmm", default="")
 
 
@@ -95,6 +107,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the markers, and check what the options ask for."""
     for marker in _MARKERS:
         config.addinivalue_line("markers", marker)
+    if config.option.pyargs:
+        from pytest_xenkvm.plugin.own_suite import find_suite  # noqa: PLC0415
+
+        config.args = find_suite(config.args)
     config.stash[_USED] = _is_used(config)
     if config.stash[_USED]:
         from pytest_xenkvm.plugin.session import resolve  # noqa: PLC0415
@@ -116,14 +132,18 @@ def _is_used(config: pytest.Config) -> bool:
     return bool(
         option.xenkvm_trace
         or option.xenkvm_profile
+        or option.xenkvm_host
         or option.xenkvm_engine
         or option.xenkvm_rules
         or option.xenkvm_vmm
+        or option.xenkvm_items
         or config.getini("xenkvm_traces")
         or config.getini("xenkvm_profile") != "auto"
+        or config.getini("xenkvm_host") != "emulated"
         or config.getini("xenkvm_engine") != "model"
         or config.getini("xenkvm_rules")
         or config.getini("xenkvm_vmm")
+        or config.getini("xenkvm_items") != "rule"
         or reporting.asks_for_files(config)
         or any(_is_trace(argument.partition("::")[0]) for argument in config.args)
     )

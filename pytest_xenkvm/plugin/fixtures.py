@@ -48,7 +48,7 @@ def xenkvm_replay(request: pytest.FixtureRequest) -> Replayer:
 
 @pytest.fixture
 def xenkvm_host(request: pytest.FixtureRequest) -> XenHost:
-    """The emulated host of `--xenkvm-profile`, to create VMs on in a test of your own."""
+    """The host of `--xenkvm-host`, to create VMs on in a test of your own."""
     from pytest_xenkvm.plugin.own_tests import XenHost  # noqa: PLC0415
 
     return XenHost.of(request)

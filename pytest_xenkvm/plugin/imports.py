@@ -20,7 +20,7 @@ from pytest_xenkvm.trace.importers import (
     all_importers,
     detect,
     find_importer,
-    open_text,
+    open_recording,
 )
 
 _NOTHING: Final = Given()
@@ -57,14 +57,14 @@ class Imports:
     def __call__(
         self, recording: str | Path, *, source: str | None = None, given: Given = _NOTHING
     ) -> ImportedTrace:
-        """The trace of `recording`, a file of text, beside the test file if relative.
+        """The trace of `recording`, beside the test file if relative.
 
         `source` names the importer; None: it is found out. `given` is what the recording can't show. Raises
-        Malformed, ImporterError for a `source` that there is not, OSError.
+        TraceError, ImporterError for a `source` that there is not.
         """
         importers = all_importers(hooked_importers(self.request.config, self.request.node.ihook))
         path = self.request.path.parent / recording
         if source is None:
-            source = detect(islice(open_text(path), DETECT_LINES), path=str(path), importers=importers)
+            source = detect(islice(open_recording(path), DETECT_LINES), path=str(path), importers=importers)
         importer = find_importer(source, importers)
-        return ImportedTrace(path.name, importer.run(open_text(path), path=str(path), given=given))
+        return ImportedTrace(path.name, importer.run(open_recording(path), path=str(path), given=given))

@@ -1,4 +1,4 @@
-"""The items of a trace: its replay, and the judgement of each rule."""
+"""The items of a trace: its replay and the judgement of each rule, or one for all of them."""
 
 from __future__ import annotations
 
@@ -34,6 +34,10 @@ class TraceItem(pytest.Function):
     replays: Replays
     result: ReplayResult | None = None
     """What the replay came to, once it did."""
+    compares = False
+    """Whether divergences are its business."""
+    rules: tuple[Rule, ...] = ()
+    """Those that it judges."""
 
     @classmethod
     def like(cls, function: pytest.Function, name: str, replays: Replays, **more: Any) -> Any:
@@ -55,7 +59,7 @@ class TraceItem(pytest.Function):
     def describe(self) -> None:
         """Add markers and properties."""
         self.trace_id = f"{self.replays.nodeid}{self.parameters}"
-        self.user_properties += [("xenkvm_trace", self.trace_id), ("xenkvm_engine", self.replays.engine)]
+        self.user_properties += [("xenkvm_trace", self.trace_id), ("xenkvm_engine", self.replays.played_by)]
 
     @property
     def parameters(self) -> str:
@@ -85,6 +89,11 @@ class TraceItem(pytest.Function):
         """Fail, skip or return."""
         raise NotImplementedError
 
+    def judged(self, result: ReplayResult) -> list[Verdict]:
+        """How its rules came out."""
+        ids = {rule.id for rule in self.rules}
+        return [verdict for verdict in result.verdicts if verdict.rule.id in ids]
+
     def skip(self, reason: str) -> NoReturn:
         """Skip, for a reason that is told of the trace, not of a line in this file."""
         __tracebackhide__ = True
@@ -105,6 +114,8 @@ class TraceItem(pytest.Function):
 class ReplayItem(TraceItem):
     """Holds if the host does all that was recorded."""
 
+    compares = True
+
     def describe(self) -> None:
         """Mark it as an item of a trace."""
         super().describe()
@@ -113,29 +124,51 @@ class ReplayItem(TraceItem):
     def judge(self, result: ReplayResult) -> None:
         """Fail with the divergences."""
         __tracebackhide__ = True
-        if not result.divergence_count:
-            return
+        if result.divergence_count:
+            _fail(*self._divergences(result), f"run this again: {self.again()}")
+
+    def _divergences(self, result: ReplayResult) -> list[str]:
         until = result.divergences[0].place.index + 1
         trace = spelling(self.replays.trace.path, self.config.invocation_params.dir)
         command = ["xenkvm", "replay", trace, *replay_options(self.config), "--until", str(until)]
-        lines = [
-            *divergences_lines(result),
-            "",
-            f"see how it came to the first: {shlex.join(command)}",
-            f"run this again: {self.again()}",
-        ]
-        _fail(*lines)
+        return [*divergences_lines(result), "", f"see how it came to the first: {shlex.join(command)}"]
+
+
+class WholeItem(ReplayItem):
+    """Holds if the host does all that was recorded and no rule is violated."""
+
+    def describe(self) -> None:
+        """Judge by all rules."""
+        super().describe()
+        self.rules = self.replays.rules
+
+    def judge(self, result: ReplayResult) -> None:
+        """Fail with divergences and violations; xfail if all that is violated is a SHOULD."""
+        __tracebackhide__ = True
+        self.user_properties += [(f"xenkvm_verdict:{v.rule.id}", v.state.value) for v in result.verdicts]
+        violated = [verdict for verdict in result.verdicts if verdict.state is State.VIOLATED]
+        failing = [verdict for verdict in violated if not _is_expected(verdict, self.config)]
+        if result.divergence_count or failing:
+            heads = [_summary(verdict) for verdict in failing]
+            if result.divergence_count:
+                many = "" if result.divergence_count == 1 else "s"
+                heads.insert(0, f"{result.divergence_count:,} divergence{many}")
+            compared = ["", *self._divergences(result)] if result.divergence_count else []
+            judged = [line for verdict in failing for line in ("", *verdict_lines(verdict))]
+            _fail("; ".join(heads), *compared, *judged, "", f"run this again: {self.again()}")
+        if violated:
+            pytest.xfail("; ".join(_summary(verdict) for verdict in violated))
+        if result.vmm is not None and all(v.state is State.NOT_EXERCISED for v in result.verdicts):
+            self.skip("not exercised: nothing was compared, and no rule had anything to judge")
 
 
 class RuleItem(TraceItem):
     """Passes if a rule was exercised and held."""
 
-    rule: Rule
-
     def describe(self, *, rule: Rule) -> None:  # type: ignore[override]
         """Mark it with the rule's family and level."""
         super().describe()
-        self.rule = rule
+        self.rules = (rule,)
         level, family = rule.level.value, rule.id.partition(".")[0]
         self.add_marker(_marker(rule.id, family, level))
         self.user_properties += [
@@ -147,24 +180,27 @@ class RuleItem(TraceItem):
     def judge(self, result: ReplayResult) -> None:
         """Fail for a violation (xfail if the rule is a SHOULD), skip if nothing was judged."""
         __tracebackhide__ = True
-        verdict = self.verdict(result)
+        verdict = self.judged(result)[0]
         self.user_properties.append(("xenkvm_verdict", verdict.state.value))
         if verdict.state is State.NOT_EXERCISED:
-            self.skip(f"not exercised: {verdict.reason} ({self.rule.id})")
+            self.skip(f"not exercised: {verdict.reason} ({verdict.rule.id})")
         if verdict.state is State.VIOLATED:
             self._complain(verdict)
 
-    def verdict(self, result: ReplayResult) -> Verdict:
-        """How the rule came out."""
-        return next(verdict for verdict in result.verdicts if verdict.rule.id == self.rule.id)
-
     def _complain(self, verdict: Verdict) -> NoReturn:
         __tracebackhide__ = True
-        summary = f"{self.rule.id} ({self.rule.level.value}): {finding_lines(verdict.findings[0])[0]}"
-        if self.rule.level is Level.SHOULD and not settings(self.config).strict:
-            pytest.xfail(summary)
-        lines = [summary, "", *verdict_lines(verdict), "", f"run this again: {self.again()}"]
-        _fail(*lines)
+        if _is_expected(verdict, self.config):
+            pytest.xfail(_summary(verdict))
+        _fail(_summary(verdict), "", *verdict_lines(verdict), "", f"run this again: {self.again()}")
+
+
+def _is_expected(verdict: Verdict, config: pytest.Config) -> bool:
+    """Whether a violation is no failure: SHOULD, unless the user is strict."""
+    return verdict.rule.level is Level.SHOULD and not settings(config).strict
+
+
+def _summary(verdict: Verdict) -> str:
+    return f"{verdict.rule.id} ({verdict.rule.level.value}): {finding_lines(verdict.findings[0])[0]}"
 
 
 @lru_cache(maxsize=1024)

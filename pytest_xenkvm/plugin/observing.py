@@ -12,7 +12,6 @@ from attrs import define, field, frozen
 from pytest_xenkvm.replay.observation import Observation, Place
 from pytest_xenkvm.replay.vmm import is_done_again
 from pytest_xenkvm.rules.model import Rule
-from pytest_xenkvm.rules.profiles import choose_profile
 from pytest_xenkvm.rules.run import ReplayOptions, ReplayResult, TraceSource, run_trace
 from pytest_xenkvm.trace.events import Event, Header
 
@@ -48,7 +47,7 @@ def run_observed(
 ) -> ReplayResult:
     """As `run_trace`, and call the hooks; `observer` is told of each observation before they are."""
     trace = watched.trace
-    profile = choose_profile(options.profile, trace.header, options.profiles).name
+    profile = options.expected_profile(trace.header).name
     watched.call("pytest_xenkvm_before_replay", profile=profile, engine=options.engine, vmm=options.behaviour)
     observers = [] if observer is None else [observer]
     after_event = watched.caller("pytest_xenkvm_after_event")

@@ -1,4 +1,4 @@
-"""What users' own tests hold in their hands: replays as they like, and VMs on the emulated host."""
+"""What users' own tests hold in their hands: replays as they like, and VMs on the host of the options."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from attrs import frozen
 
-from pytest_xenkvm.core.profile import HostLimits
-from pytest_xenkvm.hosts.emulated import EmulatedHost
+from pytest_xenkvm.core.profile import Profile
+from pytest_xenkvm.hosts.protocol import HostVm, LimitedHost
 from pytest_xenkvm.plugin.items import TraceItem
 from pytest_xenkvm.plugin.observing import Watched, run_observed
-from pytest_xenkvm.plugin.session import hooked_profiles, hooked_rules, settings, traces_of
+from pytest_xenkvm.plugin.session import hooked_profiles, hooked_rules, host_choice, settings, traces_of
 from pytest_xenkvm.replay.observation import Divergence, Observation
+from pytest_xenkvm.rules.hosts import KVM
 from pytest_xenkvm.rules.model import Rule, Verdict
-from pytest_xenkvm.rules.profiles import choose_profile
 from pytest_xenkvm.rules.registry import all_rules, select_rules
 from pytest_xenkvm.rules.run import ReplayOptions, ReplayResult, TraceSource
 from pytest_xenkvm.trace.errors import TraceError
@@ -62,7 +62,7 @@ class Replayer:
         vmm: VmmBehaviour | None = None,
         rules: str | Iterable[Rule] | None = None,
     ) -> Replayed:
-        """Replay `trace` (a path, `@NAME` or a trace object) on the emulated host.
+        """Replay `trace` (a path, `@NAME` or a trace object) on the host of `--xenkvm-host`.
 
         `profile`, `engine` ("model" or "unicorn") and `rules` (a selection or rules themselves) are by
         default what the options say; with `vmm` it is a VMM replay, by default that of the marker
@@ -79,6 +79,7 @@ class Replayer:
             profile=profile or said.profile,
             profiles=hooked_profiles(config, hook),
             engine=engine or said.engine,
+            host=said.host,
             behaviour=vmm or self.vmm,
         )
         observations: list[Observation] = []
@@ -94,23 +95,51 @@ class Replayer:
 
 @frozen(kw_only=True)
 class XenHost:
-    """The emulated host, for tests that need no trace."""
+    """The host that the options ask for, emulated or the running kernel, for tests that need no trace."""
 
-    host: EmulatedHost
+    host: LimitedHost
+    """What creates VMs (the protocol); its `limits` has KVM_MAX_VCPUS."""
+    profile: Profile
+    """The kernel whose answers are expected of it."""
+    cpu_vendor: str
+    """Of its CPU, "amd" or "intel": whether VMMCALL or VMCALL is in a hypercall page."""
+    is_real: bool
+    """Whether a kernel answers, in real time, rather than the emulated core."""
 
     @classmethod
     def of(cls, request: pytest.FixtureRequest) -> XenHost:
-        """The host that the options ask for; `auto` is the newest kernel."""
-        known = hooked_profiles(request.config, request.node.ihook)
-        profile = choose_profile(settings(request.config).profile, Header(), known)
-        return cls(host=EmulatedHost(profile=profile, limits=HostLimits()))
+        """The host that the options ask for; on the emulated one `auto` is the newest kernel.
+
+        Raises ReplayError, and HostError if there is no such host here.
+        """
+        choice = host_choice(request.config, request.node.ihook)
+        host = choice.host_for(Header())
+        return cls(
+            host=host,
+            profile=choice.expected_profile(Header()),
+            cpu_vendor=host.cpu_vendor,
+            is_real=choice.host == KVM,
+        )
+
+    def create(self, shape: VmShape) -> HostVm:
+        """A VM of that shape behind the host protocol; raises HostError."""
+        return self.host.create_vm(shape, cpu_vendor=self.cpu_vendor)
 
     def create_vm(
-        self, *, vcpus: int = 1, memory: int = 4 << 20, irqchip: str = "split", cpu_vendor: str = "amd"
+        self,
+        *,
+        vcpus: int = 1,
+        memory: int = 4 << 20,
+        irqchip: str = "split",
+        cpu_vendor: str | None = None,
+        shape: VmShape | None = None,
     ) -> Vm:
-        """A VM with `memory` bytes at guest address 0, and vCPUs whose KVM ids count from 0."""
-        shape = plain_shape(vcpus=vcpus, memory=memory, irqchip=irqchip)
-        return Vm.on(self.host.create_vm(shape, cpu_vendor=cpu_vendor), shape)
+        """A VM of `shape`, or one with `memory` bytes at guest address 0 and KVM vCPU ids from 0.
+
+        `cpu_vendor` is by default the host's. Raises HostError.
+        """
+        shape = shape or plain_shape(vcpus=vcpus, memory=memory, irqchip=irqchip)
+        return Vm.on(self.host.create_vm(shape, cpu_vendor=cpu_vendor or self.cpu_vendor), shape)
 
 
 def plain_shape(*, vcpus: int, memory: int, irqchip: str) -> VmShape:

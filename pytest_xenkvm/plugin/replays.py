@@ -43,7 +43,13 @@ class Replays:
     rules: tuple[Rule, ...]
     profile: str
     engine: str
+    host: str
     nodeid: str
+
+    @property
+    def played_by(self) -> str:
+        """What plays the guest, for reports: the engine, or "kvm"."""
+        return settings(self.watched.config).played_by
 
     @property
     def trace(self) -> Trace:
@@ -67,6 +73,7 @@ class Replays:
             profile=self.profile,
             profiles=hooked_profiles(self.watched.config, self.watched.hook),
             engine=self.engine,
+            host=self.host,
             behaviour=behaviour,
         )
         try:

@@ -15,7 +15,7 @@ from typing import Final
 import pytest
 
 from pytest_xenkvm.plugin.collect import TraceFile
-from pytest_xenkvm.plugin.items import ReplayItem, RuleItem, TraceItem
+from pytest_xenkvm.plugin.items import TraceItem
 from pytest_xenkvm.plugin.session import settings, spelling
 from pytest_xenkvm.report.json_result import (
     counts_json,
@@ -56,17 +56,16 @@ def part_of_item(item: TraceItem, call: pytest.CallInfo[None]) -> str:
     trace = item.replays.trace
     replay = _replay(item.replays.nodeid, item.parameters, errors) | {
         "path": spelling(trace.path, item.config.rootpath),
-        "engine": item.replays.engine,
+        "engine": item.replays.played_by,
         "header": header_json(trace.header),
     }
     rules = []
     if result is not None:
         replay |= {"profile": result.profile, "vmm": result.vmm, **counts_json(result)}
     if result is not None and call.when == "call":
-        if isinstance(item, RuleItem):
-            rules = [rule_json(item.rule)]
-            replay["verdicts"] = [verdict_json(item.verdict(result))]
-        elif isinstance(item, ReplayItem) and result.vmm is None:
+        rules = [rule_json(rule) for rule in item.rules]
+        replay["verdicts"] = [verdict_json(verdict) for verdict in item.judged(result)]
+        if item.compares and result.vmm is None:
             replay |= divergences_json(result)
         timeline = item.replays.take_timeline(item.parameters)
         if timeline is not None:
@@ -74,12 +73,19 @@ def part_of_item(item: TraceItem, call: pytest.CallInfo[None]) -> str:
     return _part(replay, rules)
 
 
+def part_of_probe(nodeid: str, facts: JsonObject, rules: Sequence[JsonObject], errors: list[str]) -> str:
+    """What a probe of the conformance suite has to tell: `facts` are members of the schema's replay."""
+    trace, bracket, parameters = nodeid.partition("[")
+    replay = _replay(trace, f"{bracket}{parameters}", [_sentence(error) for error in errors])
+    return _part(replay | facts, rules)
+
+
 def part_of_unreadable(collector: TraceFile, report: pytest.CollectReport) -> str:
     """That a trace, or the rules for it, can't be read."""
     config = collector.config
     replay = _replay(collector.nodeid, "", [_sentence(str(report.longrepr))])
     path = spelling(collector.trace_path, config.rootpath)
-    return _part(replay | {"path": path, "engine": settings(config).engine})
+    return _part(replay | {"path": path, "engine": settings(config).played_by})
 
 
 def part_of_crash(config: pytest.Config, report: pytest.TestReport) -> str:
@@ -90,7 +96,7 @@ def part_of_crash(config: pytest.Config, report: pytest.TestReport) -> str:
     bracket = name.find("[")
     parameters = name[bracket:] if bracket >= 0 else ""
     replay = _replay(trace, parameters, [f"the process that ran {name} crashed"])
-    return _part(replay | {"engine": settings(config).engine})
+    return _part(replay | {"engine": settings(config).played_by})
 
 
 def _part(replay: JsonObject, rules: Sequence[JsonObject] = ()) -> str:

@@ -1,4 +1,4 @@
-"""What the options ask for, checked once at the start: profile, engine, rules, VMM, traces.
+"""What the options ask for, checked once at the start: host, profile, engine, rules, VMM, traces.
 
 Traces get their node ids here. One inside rootdir is named by its relative path, as any test file is, and is
 handed to pytest as an argument. One elsewhere is named by as much of the end of its path as makes it unique,
@@ -18,10 +18,10 @@ from attrs import evolve, frozen
 
 from pytest_xenkvm.core.profile import Profile
 from pytest_xenkvm.replay.errors import ReplayError
+from pytest_xenkvm.rules.hosts import EMULATED, KVM, MODEL, HostChoice
 from pytest_xenkvm.rules.model import Rule
-from pytest_xenkvm.rules.profiles import AUTO, choose_profile
+from pytest_xenkvm.rules.profiles import AUTO
 from pytest_xenkvm.rules.registry import RuleError, all_rules, select_rules
-from pytest_xenkvm.rules.run import ENGINES, MODEL
 from pytest_xenkvm.trace.errors import TraceError
 from pytest_xenkvm.trace.events import Header
 from pytest_xenkvm.trace.files import BUNDLED_PREFIX, bundled_traces, find_traces
@@ -29,6 +29,11 @@ from pytest_xenkvm.vmm.load import BehaviourError, Maker, find_behaviour
 
 if TYPE_CHECKING:  # the importers are loaded when one is used
     from pytest_xenkvm.trace.importers import NamedImporter
+
+
+PER_RULE: Final = "rule"
+PER_TRACE: Final = "trace"
+"""What there is an item for."""
 
 
 @frozen(kw_only=True)
@@ -47,10 +52,12 @@ class Settings:
 
     profile: str
     engine: str
+    host: str
     rules: str
     vmm: str
     make_vmm: Maker | None
     strict: bool
+    items: str
     elsewhere: tuple[TraceElsewhere, ...] = ()
     by_option: tuple[Path, ...] = ()
     """Traces inside rootdir that options or ini file name."""
@@ -58,6 +65,11 @@ class Settings:
     """Those that arguments name."""
     names: tuple[str, ...] = ()
     """Node ids of the traces that options or ini file name."""
+
+    @property
+    def played_by(self) -> str:
+        """What plays the guest, for reports: the engine, or "kvm"."""
+        return self.engine if self.host == EMULATED else self.host
 
     def is_named(self, path: Path) -> bool:
         """Whether options, ini file or arguments name this trace."""
@@ -82,15 +94,24 @@ def resolve(config: pytest.Config) -> None:
     Traces inside rootdir are appended to `config.args`, unless those cover them already (pytest 8.0 would
     then forget the folder); arguments that name other traces are taken out.
     """
-    said = _said(config)
+    said = settings(config)
     try:
-        choose_profile(said.profile, Header(), hooked_profiles(config, config.hook))
-        _check_engine(said.engine)
+        choice = host_choice(config, config.hook)
+        choice.check()
+        choice.expected_profile(Header())
+        _check_items(said.items)
         if said.rules:
             select_rules(all_rules(hooked_rules(config, config.hook)), said.rules)
         config.stash[_SETTINGS] = _with_traces(config, said)
     except (ReplayError, RuleError, TraceError) as error:
         raise pytest.UsageError(str(error)) from error
+
+
+def host_choice(config: pytest.Config, hook: Any) -> HostChoice:
+    """The host that options and ini file ask for; neither Unicorn nor /dev/kvm is touched yet."""
+    said = settings(config)
+    profiles = hooked_profiles(config, hook)
+    return HostChoice(host=said.host, engine=said.engine, profile=said.profile, profiles=profiles)
 
 
 def hooked_vmms(config: pytest.Config, hook: Any) -> dict[str, object]:
@@ -122,6 +143,8 @@ def header(config: pytest.Config) -> str:
     """The line at the head of pytest's report."""
     said = settings(config)
     parts = [f"profile {said.profile}", f"engine {said.engine}"]
+    if said.host == KVM:
+        parts = [f"host kvm, kernel {os.uname().release}", f"profile {said.profile}"]
     if said.rules:
         parts.append(f"rules {said.rules}")
     if said.vmm:
@@ -140,17 +163,18 @@ def _said(config: pytest.Config) -> Settings:
     return Settings(
         profile=option.xenkvm_profile or config.getini("xenkvm_profile"),
         engine=option.xenkvm_engine or config.getini("xenkvm_engine"),
+        host=option.xenkvm_host or config.getini("xenkvm_host"),
         rules=option.xenkvm_rules or config.getini("xenkvm_rules"),
         vmm=vmm,
         make_vmm=_maker(config, vmm) if vmm else None,
         strict=option.xenkvm_strict,
+        items=option.xenkvm_items or config.getini("xenkvm_items"),
     )
 
 
-def _check_engine(name: str) -> None:
-    """Raise ReplayError for a name that is no engine's; Unicorn is loaded later, by what needs it."""
-    if name not in ENGINES:
-        raise ReplayError(f"there is no engine {name!r}; there are {', '.join(ENGINES)}")
+def _check_items(name: str) -> None:
+    if name not in {PER_RULE, PER_TRACE}:
+        raise pytest.UsageError(f"--xenkvm-items: {name!r} is neither {PER_RULE} nor {PER_TRACE}")
 
 
 def _maker(config: pytest.Config, spec: str) -> Maker:
@@ -194,9 +218,11 @@ def given_options(config: pytest.Config) -> list[str]:
     option = config.option
     named = {
         "--xenkvm-profile": option.xenkvm_profile,
+        "--xenkvm-host": option.xenkvm_host,
         "--xenkvm-engine": option.xenkvm_engine,
         "--xenkvm-rules": option.xenkvm_rules,
         "--xenkvm-vmm": option.xenkvm_vmm,
+        "--xenkvm-items": option.xenkvm_items,
     }
     strict = ["--xenkvm-strict"] if option.xenkvm_strict else []
     return [*(f"{name}={value}" for name, value in named.items() if value), *strict]
@@ -205,7 +231,11 @@ def given_options(config: pytest.Config) -> list[str]:
 def replay_options(config: pytest.Config) -> list[str]:
     """The options with which `xenkvm replay` replays on the same kernel and engine as this run."""
     said = settings(config)
-    named = {"--profile": (said.profile, AUTO), "--engine": (said.engine, MODEL)}
+    named = {
+        "--profile": (said.profile, AUTO),
+        "--host": (said.host, EMULATED),
+        "--engine": (said.engine, MODEL),
+    }
     return [f"{name}={value}" for name, (value, default) in named.items() if value != default]
 
 

@@ -14,6 +14,10 @@ import pytest
 _STATES: Final = {"held": "held", "violated": "violated", "not-exercised": "not exercised"}
 
 
+_VERDICT: Final = "xenkvm_verdict"
+"""What the names of properties begin with that say how a rule came out."""
+
+
 def write_summary(terminal: pytest.TerminalReporter) -> None:
     """Write how much was replayed and how the rules came out; nothing if no trace was replayed."""
     traces: dict[str, dict[str, Any]] = {}
@@ -24,7 +28,7 @@ def write_summary(terminal: pytest.TerminalReporter) -> None:
             traces[properties["xenkvm_trace"]] = properties
             if not properties["cached"]:
                 replayed_now.add(properties["xenkvm_trace"])
-        verdicts[properties.get("xenkvm_verdict", "")] += 1
+        verdicts.update(str(value) for name, value in properties.items() if name.startswith(_VERDICT))
     if not traces:
         return
     events, hypercalls, unjudged = (

@@ -209,7 +209,7 @@ class _KernelReplay:
                 inferred += event.inferred
             if tells:
                 found += self._compare(event, happened)
-            if window and not _goes_on(event, following[1]):
+            if window and not goes_on_with_interrupts(event, following[1]):
                 if type(event) is not Wrmsr or event.run_ret is None:
                     found += self._pending(window)
                 window = ()
@@ -264,7 +264,7 @@ class _KernelReplay:
         return known
 
     def _wants_again(self, call: _KnownCall) -> bool:
-        """Whether the audience wants such a hypercall, which came out as recorded; it will be counted if not."""
+        """Whether the audience wants such a hypercall, which came out as recorded; if not, it is counted."""
         wanted = self.audience.wants_call(call.event)
         if not wanted:
             call.repeats = self.audience.repeats(call.event) or _NOT_COUNTED
@@ -327,7 +327,7 @@ def _answer_given(recorded: Event, happened: Event | None) -> int | None:
     return None
 
 
-def _goes_on(event: Event, following: Event) -> bool:
+def goes_on_with_interrupts(event: Event, following: Event) -> bool:
     """Whether the guest is still at interrupts after the event."""
     if type(following) is Irq:
         return True

@@ -97,7 +97,7 @@ class Audience(Protocol):
         """The hypercall that wasn't wanted is shown all the same: something else is to be told of it."""
 
     def repeats(self, event: Hypercall) -> Repeats | None:
-        """What counts calls like this one that come out as recorded, instead of `wants_call`; None: nothing."""
+        """What counts calls like this one that come out as recorded; None: ask `wants_call` of each."""
 
 
 @final

@@ -47,8 +47,8 @@ Quick = Callable[[], "Event | None"]
 """Does an event again: what happened, None if it came out as recorded."""
 
 CallAgain = Callable[["int | None", Told], "Event | None"]
-"""Does a hypercall again that had returned at the time given (ns), as it is told: the event that stands for all
-of its kind if it came out as recorded."""
+"""Does a hypercall again that had returned at the time given (ns), as it is told: if it came out as recorded,
+the event that stands for all of its kind."""
 
 _CLOCK_SIZE = 8
 _SixArgs = tuple[int, int, int, int, int, int]
@@ -120,7 +120,7 @@ class Stepper:
         self.vm.write_memory(event.gpa, event.data)
 
     def clock(self) -> Callable[[int], int]:
-        """What lets the VM's clock reach a time (ns), and tells until when `quick` events need it no further."""
+        """What lets the VM's clock reach a time (ns) and tells until when `quick` events need no other."""
         return self._reach if self.prepared is None else self.prepared.prepared_clock()
 
     def _reach(self, until: int) -> int:
@@ -161,7 +161,7 @@ class Stepper:
                 recorded = as_told(event, told)
                 return _evolve_call(recorded, "userspace", recorded.exit, returned)
             recorded = as_told(event, told)
-            happened = self._happened(recorded, outcome, recorded_answer)
+            happened = self._happened(recorded, call, outcome, recorded_answer)
             return event if happened is recorded else happened
 
         return again
@@ -194,10 +194,13 @@ class Stepper:
 
         `ts`: when the recorded one had returned (ns).
         """
-        outcome = self.vm.hypercall(event.vcpu, self._guest_call(event, ts))
-        return self._happened(event, outcome, answer)
+        call = self._guest_call(event, ts)
+        outcome = self.vm.hypercall(event.vcpu, call)
+        return self._happened(event, call, outcome, answer)
 
-    def _happened(self, event: Hypercall, outcome: CallOutcome, answer: Answer) -> Hypercall | None:
+    def _happened(
+        self, event: Hypercall, call: GuestCall, outcome: CallOutcome, answer: Answer
+    ) -> Hypercall | None:
         """The hypercall as it came out, answered if it was forwarded."""
         if outcome.exit is None:
             if outcome.rax is None:
@@ -208,7 +211,7 @@ class Stepper:
             longmode=outcome.exit.longmode,
             cpl=outcome.exit.cpl,
             input=outcome.exit.input,
-            params=self._recorded_spelling(event, outcome.exit.params),
+            params=_recorded_spelling(event.args, call.args, outcome.exit.params),
         )
         rax = self.vm.complete(event.vcpu, answer(event, outcome.exit))
         return _evolve_call(event, "userspace", exit_, rax)
@@ -270,12 +273,15 @@ class Stepper:
             data = data[:offset] + clock + data[offset + _CLOCK_SIZE :]
         return data
 
-    def _recorded_spelling(self, event: Hypercall, params: tuple[int, ...]) -> tuple[int | NowPlus, ...]:
-        """Parameters as the trace spells them: relative to the clock where the argument was."""
-        return tuple(
-            arg if isinstance(arg, NowPlus) and self._number(arg, event.vcpu) == value else value
-            for arg, value in zip(event.args, params, strict=True)
-        )
+
+def _recorded_spelling(
+    recorded: tuple[int | NowPlus, ...], made: _SixArgs, params: _SixArgs
+) -> tuple[int | NowPlus, ...]:
+    """Parameters as the trace spells them: relative to the clock where the argument was."""
+    return tuple(
+        arg if isinstance(arg, NowPlus) and number == value else value
+        for arg, number, value in zip(recorded, made, params, strict=True)
+    )
 
 
 def _but_params(exit_: HypercallExit | XenExit | None) -> tuple[int, int, int, int] | None:

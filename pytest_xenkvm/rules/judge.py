@@ -247,7 +247,7 @@ def _is_shown(seen: Seen, event: Event) -> bool:
 
 
 def _is_plain(event: Hypercall) -> bool:
-    """Whether a hypercall shows nothing but its registers: KVM_EXIT_XEN, if there was one, held just these."""
+    """Whether a hypercall shows nothing but its registers: its KVM_EXIT_XEN, if any, held just these."""
     if event.extra:
         return False
     left = event.exit

@@ -131,8 +131,8 @@ class Checker:
     """Hypercalls with the same vCPU, mode, CPL, number, first two arguments and outcome are judged alike.
 
     Whatever else of a hypercall and of `Context.setup` the checker remembers, the same hypercall right after
-    another one like it changes nothing of that, unless an ioctl or a violation comes between. That need not hold
-    while the checker isn't `settled`.
+    another one like it changes nothing of that, unless an ioctl or a violation comes between. That need not
+    hold while the checker isn't `settled`.
     """
 
     unlike: ClassVar[frozenset[int]] = frozenset()

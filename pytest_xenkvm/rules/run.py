@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from attrs import frozen
 
-from pytest_xenkvm.core.profile import LINUX_7_3, HostLimits, Profile
-from pytest_xenkvm.hosts.emulated import EmulatedHost
+from pytest_xenkvm.core.profile import LINUX_7_3
 from pytest_xenkvm.hosts.protocol import Host
-from pytest_xenkvm.replay.errors import ReplayError
 from pytest_xenkvm.replay.kernel import kernel_replay
 from pytest_xenkvm.replay.migration import Migrator
 from pytest_xenkvm.replay.observation import (
@@ -23,15 +21,12 @@ from pytest_xenkvm.replay.observation import (
     Tally,
 )
 from pytest_xenkvm.replay.vmm import vmm_replay
+from pytest_xenkvm.rules.hosts import KVM, HostChoice
 from pytest_xenkvm.rules.judge import Judge
 from pytest_xenkvm.rules.model import Context, Rule, State, Verdict
-from pytest_xenkvm.rules.profiles import AUTO, choose_profile
 from pytest_xenkvm.trace.events import Event, Header, timed
 from pytest_xenkvm.trace.xkt import XktTrace
 from pytest_xenkvm.vmm.behaviour import VmmBehaviour, behaviour_name
-
-if TYPE_CHECKING:
-    from pytest_xenkvm.hosts.unicorn_host import UnicornHost
 
 MAX_DIVERGENCES: Final = 1000
 """Divergences that a result keeps; the rest is counted."""
@@ -40,11 +35,6 @@ PROGRESS_STEP: Final = 20_000
 """Events between two signs of progress."""
 
 _T = TypeVar("_T")
-
-MODEL: Final = "model"
-UNICORN: Final = "unicorn"
-ENGINES: Final = (MODEL, UNICORN)
-"""What makes the guest's side happen: registers handed to the core, or guest code on Unicorn."""
 
 
 class TraceSource(Protocol):
@@ -68,6 +58,7 @@ class ReplayResult:
 
     trace: str
     profile: str
+    """The kernel that was emulated; on the host kvm "kvm" and the running kernel's release."""
     vmm: str | None
     """The VMM behaviour that took part; None for a kernel replay."""
     events: int
@@ -87,39 +78,18 @@ class ReplayResult:
         return not self.divergence_count and not any(v.state is State.VIOLATED for v in self.verdicts)
 
 
-def emulated_host(header: Header, profile: Profile, engine: str = MODEL) -> EmulatedHost | UnicornHost:
-    """The emulated host for a trace: KVM_MAX_VCPUS as the header has it.
-
-    `engine`: "model" hands the core registers; "unicorn" lets guest code make the hypercalls. Raises
-    ReplayError for another one.
-    """
-    limits = HostLimits() if header.max_vcpus is None else HostLimits(max_vcpus=header.max_vcpus)
-    if engine == MODEL:
-        return EmulatedHost(profile=profile, limits=limits)
-    if engine != UNICORN:
-        raise ReplayError(f"there is no engine {engine!r}; there are {', '.join(ENGINES)}")
-    from pytest_xenkvm.hosts.unicorn_host import UnicornHost  # noqa: PLC0415 - loads Unicorn when used
-
-    return UnicornHost(profile=profile, limits=limits)
-
-
 @frozen(kw_only=True)
-class ReplayOptions:
-    """How to replay. With a `behaviour` it is a VMM replay, else a kernel replay."""
+class ReplayOptions(HostChoice):
+    """How to replay, and on what. With a `behaviour` it is a VMM replay, else a kernel replay."""
 
-    profile: str = AUTO
     behaviour: VmmBehaviour | None = None
-    engine: str = MODEL
-    profiles: tuple[Profile, ...] = ()
-    """Those that `profile` may name besides the bundled ones and those of installed packages."""
     until: int | None = None
     """Stop before the event with this index."""
 
 
 def observe_trace(trace: TraceSource, options: ReplayOptions) -> Iterator[Observation]:
-    """Replay `trace` on the emulated host; raises ReplayError, HostError, TraceError, what the VMM raises."""
-    profile = choose_profile(options.profile, trace.header, options.profiles)
-    host = emulated_host(trace.header, profile, options.engine)
+    """Replay `trace`; raises ReplayError, HostError, TraceError, what the VMM raises."""
+    host = options.host_for(trace.header)
     return _observe(host, trace, options, EVERYONE, Tally())
 
 
@@ -161,8 +131,8 @@ def run_trace(
     `progress` of the number of events, now and then. When all is over, the VM is migrated to a fresh one if
     a rule asks for it. Raises as `observe_trace` does.
     """
-    profile = choose_profile(options.profile, trace.header, options.profiles)
-    host, behaviour = emulated_host(trace.header, profile, options.engine), options.behaviour
+    profile = options.expected_profile(trace.header)
+    host, behaviour = options.host_for(trace.header), options.behaviour
     migrator, tally = Migrator(host), Tally()
     context = Context(
         header=trace.header,
@@ -185,7 +155,7 @@ def run_trace(
         judge.observe_migration(migrator.migrate(Place(tally.events - 1, after=True)))
     return ReplayResult(
         trace=trace.name,
-        profile=profile.name,
+        profile=host.name if options.host == KVM else profile.name,
         vmm=None if behaviour is None else behaviour_name(behaviour),
         events=tally.events,
         hypercalls=tally.hypercalls,

@@ -259,8 +259,8 @@ E = TypeVar("E", bound=Event)
 T = TypeVar("T")
 
 Seen = tuple[int, bytes, "int | None", int, "str | None", int]
-"""What lay behind one pointer argument: its number, the data; the place in the data where the guest's clock stands
-(None: nowhere) and what is added to it (ns); an extra key (None: none) and its number. See `Behind`."""
+"""What lay behind one pointer argument: its number, the data; the place in the data where the guest's clock
+stands (None: nowhere) and what is added to it (ns); an extra key (None: none), its number. See `Behind`."""
 
 Told = tuple[tuple[int, int, int, int, int, int], "Seen | None"]
 """What hypercalls that one object stands for differ in: their arguments, and what lay behind one of them."""
@@ -268,8 +268,8 @@ Told = tuple[tuple[int, int, int, int, int, int], "Seen | None"]
 TimedEvent = tuple["int | None", Event, "Told | None"]
 """A time, and an event whose own `ts` may be unset, as one object may stand for several events.
 
-What hypercalls of one object differ in besides their time comes third (None: in nothing). Then neither arguments
-2 ... 5 of the event count nor what lay behind them: `as_told` makes the one that is meant.
+What hypercalls of one object differ in besides their time comes third (None: in nothing). Then neither
+arguments 2 ... 5 of the event count nor what lay behind them: `as_told` makes the one that is meant.
 """
 
 ARGS: Final = 6

@@ -116,10 +116,19 @@ def _none(sentence: str) -> list[Path]:
 
 def bundled_traces() -> dict[str, Path]:
     """Return the traces that come with the package by name, in a source checkout those of its `traces`."""
+    return {path.stem: path for path in sorted(_bundle().glob(f"*{_XKT}"))}
+
+
+def golden_folder() -> Path:
+    """The folder of the golden traces that come with the package: KERNEL/KIND/NAME.jsonl.gz."""
+    return _bundle() / "golden"
+
+
+def _bundle() -> Path:
     folder = _PACKAGE / "_bundled"
     if not folder.is_dir() and (_PACKAGE.parent / "pyproject.toml").is_file():
         folder = _PACKAGE.parent / "traces"
-    return {path.stem: path for path in sorted(folder.glob(f"*{_XKT}"))}
+    return folder
 
 
 def _bundled(name: str) -> Path:

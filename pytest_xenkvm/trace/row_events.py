@@ -1,8 +1,8 @@
 """From the rows of event blocks to events without a time; what comes again is decoded once.
 
-Nearly all rows repeat earlier ones, but for the time. Hypercalls seldom do: those that a row of integers tells,
-with or without the bytes behind one pointer, are one object if they agree in all but arguments 2 ... 5 and those
-bytes, which are read anew each time. Everything else goes by the tables in `fields`.
+Nearly all rows repeat earlier ones, but for the time. Hypercalls seldom do: those that a row of integers
+tells, with or without the bytes behind one pointer, are one object if they agree in all but arguments 2 ... 5
+and those bytes, which are read anew each time. Everything else goes by the tables in `fields`.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class RowEvents:
         self.known = self._known_with(row)
 
     def _known_with(self, shape: Row) -> _Known:
-        """What is known once this shape is defined: all that was, and what was known with just these before."""
+        """What is known once this shape is defined, too: from this block, or one with just these shapes."""
         known = _nothing_known()
         if self._shapes is None or len(self._shapes) >= _MAX_SHAPES or len(repr(shape)) > _MAX_SHAPE:
             self._shapes = None

@@ -45,6 +45,9 @@ BLOCK_TARGET: Final = 64 << 10
 MAX_EVENT: Final = 16 << 20
 """Bytes of one event's rows."""
 
+UNFINISHED: Final = "unfinished"
+"""A header with this key, true, is of a recording that is going on or was cut off (`LiveXktWriter`)."""
+
 _COUNTED: Final = len(KINDS)
 _REST: Final = slice(AFTER_TS, None)
 
@@ -82,7 +85,8 @@ def _read_header(content: bytes) -> Header:
 class XktTrace:
     """A trace in an xkt file, read as it is iterated. Raises `TraceError` if it can't be.
 
-    With `salvage`, a file that its writer couldn't finish is read up to its last whole block.
+    With `salvage`, a file that its writer couldn't finish is read up to its last whole block; so is one
+    whose header says that it is unfinished (`UNFINISHED`).
     """
 
     def __init__(self, path: Path, *, salvage: bool = False) -> None:
@@ -92,6 +96,7 @@ class XktTrace:
             blocks.read_prefix(file)
             self._header_content = self._read_header_block(file)
             self.header = _read_header(self._header_content)
+            self.salvage = salvage = salvage or self.header.extra.get(UNFINISHED) is True
             closing = blocks.find_closing(file, salvage=salvage)
             self._totals = None if closing is None else _read_totals(closing)
 
@@ -121,8 +126,8 @@ class XktTrace:
     ) -> Iterator[TimedEvent]:
         """Read the events without a `ts`, each with its time. Raises `Malformed`.
 
-        Events that differ in time only, and hypercalls that differ only in what `Told` tells, are one object, as
-        long as they are remembered: what is found out about it once holds for all of them.
+        Events that differ in time only, and hypercalls that differ only in what `Told` tells, are one object,
+        as long as they are remembered: what is found out about it once holds for all of them.
         """
         counts = dict.fromkeys(range(_COUNTED), 0)
         ts = 0
@@ -215,7 +220,6 @@ class XktTrace:
         raise Malformed(what, str(self.path), event=None if counts is None else sum(counts.values()))
 
 
-@final
 class XktWriter:
     """Writes an xkt file event by event, holding one block in memory.
 
@@ -234,7 +238,7 @@ class XktWriter:
         self._pack = msgpack.Packer().pack
         self._start_block()
 
-    def __enter__(self) -> XktWriter:
+    def __enter__(self) -> XktWriter:  # noqa: PYI034 - Python 3.10 has no Self
         with ExitStack() as stack:
             self._file = stack.enter_context(replacing(self.path))
             content = self._header_content()

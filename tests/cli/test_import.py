@@ -14,7 +14,7 @@ import pytest
 
 from pytest_xenkvm.cli.main import run
 from pytest_xenkvm.trace import open_trace
-from pytest_xenkvm.trace.events import Hypercall
+from pytest_xenkvm.trace.events import Hypercall, MemorySlot
 
 QEMU_LOG: Final = """\
 156@1795343236.631223:xen_bus_realize 
@@ -114,8 +114,11 @@ def test_sizes_are_written_in_many_ways(
     recording: Path, size: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Guest memory may be given in bytes or with a binary unit."""
-    assert run(["import", str(recording), "--memory", size]) == 0
+    assert run(["import", str(recording), "--memory", size, "--irqchip", "split"]) == 0
     assert "Error" not in capsys.readouterr().err
+    vm = open_trace(recording.with_name("boot.xkt")).header.vm
+    assert vm is not None
+    assert vm.memory == (MemorySlot(gpa=0, size=192 << 20),)
 
 
 @pytest.mark.parametrize("size", ["", "M", "0", "-1M", "1", "4097", "2T", "1.5G", "x", "0xzz"])
@@ -163,3 +166,49 @@ def test_the_recording_itself_is_never_overwritten(
     assert run(["import", str(recording), "-o", str(recording), "--force"]) == 2
     assert "is the recording itself" in capsys.readouterr().err
     assert recording.read_text() == QEMU_LOG
+
+
+def test_the_script_for_bpftrace_is_found(capsys: pytest.CaptureFixture[str]) -> None:
+    """--bpftrace-script prints the path of a file that is there, and nothing is imported."""
+    assert run(["import", "--bpftrace-script"]) == 0
+    path = Path(capsys.readouterr().out.strip())
+    assert path.read_text().startswith("#!/usr/bin/env bpftrace")
+
+
+def test_strace_gets_its_hypercalls_from_qemus_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of strace alone the hypercalls have no names, which is said; with --answers they are QEMU's."""
+    strace, log = tmp_path / "strace.txt", tmp_path / "qemu.log"
+    strace.write_text(
+        "ioctl(3</dev/kvm>, KVM_CREATE_VM, 0) = 4\nioctl(4, KVM_CREATE_VCPU, 0) = 5\n"
+        "ioctl(5, KVM_RUN, 0) = 0 (KVM_EXIT_XEN)\n"
+    )
+    log.write_text(QEMU_LOG)
+    assert run(["import", str(strace)]) == 0
+    output = capsys.readouterr().err
+    assert "1  not recorded: number and arguments of a forwarded hypercall (left out)" in output
+    assert "--answers" in output
+    assert run(["import", str(strace), "--answers", str(log), "--force"]) == 0
+    (event,) = open_trace(tmp_path / "strace.xkt").events()
+    assert isinstance(event, Hypercall)
+    assert (event.nr, event.rax) == (24, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--max-vcpus", "1"], "shows 2 vCPUs, but max_vcpus 1 was given"),
+        (["--memory", "4K"], "irqchip is missing"),
+    ],
+)
+def test_contradictions_are_one_sentence(
+    recording: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Options that contradict the recording end the import with a sentence that names the file."""
+    recording.write_text(QEMU_LOG + QEMU_LOG.replace("cpu 0", "cpu 1"))
+    assert run(["import", str(recording), *options]) == 2
+    output = capsys.readouterr().err
+    assert output.startswith(f"xenkvm: {recording}: ")
+    assert message in output
+    assert output.count("\n") == 1

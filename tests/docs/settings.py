@@ -101,6 +101,7 @@ path = Path("boot.xkt")
 """By page: the names that its fragments of Python use."""
 
 _A_HOST: Final = "needs root, tracefs and QEMU on a host with KVM's module"
+_A_LAB: Final = "starts guests, as tests/lab/test_real_kernel.py does, or fetches their kernels"
 _A_CHECKOUT: Final = "is about a checkout of the sources; .ci/run does the same"
 
 NOT_RUN: Final = {
@@ -119,9 +120,17 @@ NOT_RUN: Final = {
         "docs/contributing.md",
         "coverage run -m pytest",
     ): "runs these tests; tox's environment cov does the same",
+    ("docs/how-to/lab.md", "xenkvm lab fetch"): _A_LAB,
+    ("docs/how-to/lab.md", "xenkvm lab run -- uname"): _A_LAB,
+    ("docs/how-to/lab.md", "xenkvm lab run --copy"): _A_LAB,
+    ("docs/how-to/lab.md", "xenkvm lab run --kernel ./vmlinux"): _A_LAB,
     ("docs/how-to/record-a-guest.md", "modprobe kvm_amd"): _A_HOST,
     ("docs/how-to/record-a-guest.md", "qemu-system-x86_64"): _A_HOST,
     ("docs/how-to/record-a-guest.md", "echo 0 > $I/tracing_on"): _A_HOST,
+    ("docs/reference/importers.md", "trace-cmd record"): _A_HOST,
+    ("docs/reference/importers.md", "perf record"): _A_HOST,
+    ("docs/reference/importers.md", "bpftrace"): _A_HOST,
+    ("docs/reference/importers.md", "strace"): _A_HOST,
 }
 """Blocks of shell that are parsed only, by how they begin."""
 

@@ -12,7 +12,8 @@ from golden_traces import FOLDER, NAMES, SUFFIX, in_words
 
 from pytest_xenkvm.replay.observation import Observation
 from pytest_xenkvm.rules.bundled import BUNDLED
-from pytest_xenkvm.rules.run import ENGINES, MODEL, ReplayOptions, ReplayResult, TraceSource, run_trace
+from pytest_xenkvm.rules.hosts import ENGINES, MODEL
+from pytest_xenkvm.rules.run import ReplayOptions, ReplayResult, TraceSource, run_trace
 from pytest_xenkvm.trace import open_trace
 from pytest_xenkvm.trace.events import Event, Header
 from pytest_xenkvm.vmm.behaviour import Vmm

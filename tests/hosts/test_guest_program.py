@@ -12,8 +12,8 @@ from program_vms import PORT, SHARED_INFO, START, VECTOR, answer, create
 
 from pytest_xenkvm.core.profile import LINUX_7_3
 from pytest_xenkvm.hosts.assembler import assemble, is_installed
+from pytest_xenkvm.hosts.guest_image import Mode
 from pytest_xenkvm.hosts.guest_program import Ended
-from pytest_xenkvm.hosts.replay_guest import Mode
 from pytest_xenkvm.hosts.unicorn_host import UnicornHost
 from pytest_xenkvm.replay.vmm import vmm_replay
 from pytest_xenkvm.trace import open_trace, write_trace

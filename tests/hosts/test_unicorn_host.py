@@ -12,9 +12,9 @@ import pytest
 from pytest_xenkvm.abi.numbers import U32_MAX
 from pytest_xenkvm.core.profile import LINUX_7_3
 from pytest_xenkvm.core.state import HvmConfig
-from pytest_xenkvm.hosts import replay_guest
+from pytest_xenkvm.hosts import guest_image
+from pytest_xenkvm.hosts.hypercall_pages import INSTRUCTIONS
 from pytest_xenkvm.hosts.protocol import GuestCall, HostError
-from pytest_xenkvm.hosts.replay_guest import INSTRUCTIONS
 from pytest_xenkvm.hosts.unicorn_host import UnicornHost, UnicornVm
 from pytest_xenkvm.trace.events import MemorySlot, VcpuShape, VmShape
 
@@ -140,7 +140,7 @@ def test_an_interrupt_runs_its_handler(mode: str, cpl: int) -> None:
     for vector in (0x10, 0x55, 0xFF):
         vm.machine.state.vcpus[0].irr = 1 << vector
         assert vm.take_interrupt(0) == vector
-    handlers = replay_guest._HANDLERS_32 if mode == "32-bit" else replay_guest._HANDLERS_64
+    handlers = guest_image.HANDLERS_32 if mode == "32-bit" else guest_image.HANDLERS_64
     vm.cpu._image.memory[handlers + 0x55 * 16 + 1] = 0x66
     vm.cpu.flush_code()
     vm.machine.state.vcpus[0].irr = 1 << 0x55

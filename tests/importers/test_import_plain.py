@@ -79,18 +79,24 @@ def test_without_cpl() -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "name"),
     [
-        f"  CPU 3/KVM-160   [000]  1795343266.375944: {call(29, 0).replace(': ', ':    ', 1)}",
-        f"CPU 3/KVM   160 [000] 1795343266.375944: kvm:{call(29, 0)}",
-        f"CPU 3/KVM   156/160 [000] 1795343266.375944000: kvm:{call(29, 0)}",
-        f"  CPU 3/KVM-160   (  156) [000] d..1. 1795343266.375944: {call(29, 0)}",
+        (f"  CPU 3/KVM-160   [000]  1795343266.375944: {call(29, 0).replace(': ', ':    ', 1)}", "trace-cmd"),
+        (
+            f"  CPU 3/KVM-160   [000] d..1. 1795343266.375: {call(29, 0).replace(': ', ':    ', 1)}",
+            "trace-cmd",
+        ),
+        (f"CPU 3/KVM   160 [000] 1795343266.375944: kvm:{call(29, 0)}", "perf"),
+        (f"CPU 3/KVM   156/160 [000] 1795343266.375944000:          1   kvm:{call(29, 0)}", "perf"),
+        (f"  CPU 3/KVM-160   (  156) [000] d..1. 1795343266.375944: {call(29, 0)}", "ftrace"),
+        (f"  CPU 3/KVM-160     [000]  1795343266.375944: {call(29, 0)}", "ftrace"),
     ],
-    ids=["trace-cmd", "perf", "perf with PID/TID", "with thread groups"],
+    ids=["trace-cmd", "with flags", "perf", "PID/TID and period", "with thread groups", "without flags"],
 )
-def test_columns_of_other_tools(text: str) -> None:
-    """The columns of trace-cmd and perf, and of ftrace's record-tgid option, are understood."""
-    (made,) = calls(imported([text], "ftrace"))
+def test_columns(text: str, name: str) -> None:
+    """The columns of each recorder tell it, with what its options add to them."""
+    assert detect([text], path="recording") == name
+    (made,) = calls(imported([text], name))
     assert (made.vcpu, made.nr) == (3, 29)
 
 
@@ -178,7 +184,7 @@ def test_detect(lines: Iterator[str], name: str) -> None:
 
 def test_detect_refuses_what_it_does_not_know() -> None:
     """Anything else is refused with the names of what is known."""
-    with pytest.raises(Malformed, match="ftrace-kprobes, ftrace, qemu-log"):
+    with pytest.raises(Malformed, match="expected one of qemu-log, trace-cmd, perf, "):
         detect(["hello", ""], path="recording")
 
 

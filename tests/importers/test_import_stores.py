@@ -168,6 +168,6 @@ def test_timeline_keeps_the_order_of_one_bit() -> None:
     late = timeline.open(2)
     timeline.set_by_kernel(bit, late)
     timeline.imply(bit, early, 3, value=False)
+    assert timeline.slots[timeline.end - 1].asked == [(bit, False)]
     (store,) = timeline.flatten()
     assert store == Mem(op="write", gpa=0x1000, data=b"\0", inferred=True, ts=0)
-    assert timeline.slots[-1].asked == [(bit, False)]

@@ -73,7 +73,7 @@ def parsed(path: str | Path) -> Any:
 
 
 def test_workers_make_no_difference(project: pytest.Pytester, corpus: Path, run: Run) -> None:
-    """Badge, reports and summary are the same bytes in one process and spread over workers in any way."""
+    """Badge, reports and summary are the same bytes in one process, over any workers, an item a trace."""
     arguments = [corpus, corpus / "late.jsonl"]
     run(*arguments, *outputs("one"))
     expected = read("one")
@@ -89,6 +89,8 @@ def test_workers_make_no_difference(project: pytest.Pytester, corpus: Path, run:
         assert read(folder) == expected, distribution
     project.runpytest_subprocess(*PLUGIN, *XDIST, "-n0", *arguments, *outputs("zero"))
     assert read("zero") == expected
+    run(*arguments, *outputs("whole"), "--xenkvm-items=trace")
+    assert read("whole") == expected
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 from small_traces import DIVERGING, REFUSED, UNSEEN, write
+from ssh_server import ssh_worker
+
+__all__ = ["ssh_worker"]
 
 PLUGINS = ["-p", "pytest_xenkvm.plugin.entry", "-p", "xdist.plugin", "-p", "xdist.looponfail"]
 TELL = """
@@ -117,9 +120,14 @@ def test_tests_are_grouped_as_ever(four: pytest.Pytester) -> None:
     assert len(set(re.findall(r"^\[(gw\d)\]", result.stdout.str(), re.MULTILINE))) == 2
 
 
+@pytest.mark.parametrize("gateway", ["popen", "ssh"])
 @pytest.mark.parametrize("how", ["option", "argument", "both"])
 def test_a_distant_worker_finds_its_copies(
-    four: pytest.Pytester, tmp_path_factory: pytest.TempPathFactory, how: str
+    four: pytest.Pytester,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
+    how: str,
+    gateway: str,
 ) -> None:
     """A worker that gets the project by rsync finds the traces there, under the same node ids."""
     there, project = tmp_path_factory.mktemp("there"), four.path
@@ -130,10 +138,11 @@ def test_a_distant_worker_finds_its_copies(
         "argument": [argument],
         "both": [f"--xenkvm-trace={argument}/*.xkt", argument],
     }[how]
+    worker = "popen" if gateway == "popen" else request.getfixturevalue("ssh_worker")
     alone = four.runpytest_subprocess(*PLUGINS, "-v", *args)
     replays(four)
     distant = four.runpytest_subprocess(
-        *PLUGINS, "-v", "--dist=load", f"--tx=2*popen//chdir={there}", f"--rsyncdir={project}", *args
+        *PLUGINS, "-v", "--dist=load", f"--tx=2*{worker}//chdir={there}", f"--rsyncdir={project}", *args
     )
     assert outcomes(distant) == outcomes(alone)
     assert block(distant) == block(alone)

@@ -14,7 +14,7 @@ from pytest_xenkvm.core.profile import LINUX_7_3
 from pytest_xenkvm.hosts.emulated import EmulatedHost
 from pytest_xenkvm.hosts.guest_program import ProgramVm
 from pytest_xenkvm.replay.vmm import vmm_replay
-from pytest_xenkvm.rules.run import UNICORN, emulated_host
+from pytest_xenkvm.rules.hosts import UNICORN, emulated_host
 from pytest_xenkvm.trace.events import Hypercall
 from pytest_xenkvm.vmm import Vcpu, Vm, Vmm
 

@@ -1,7 +1,7 @@
 """Importers: raw recordings of real guests into traces.
 
-`detect` names the importer for a recording, `IMPORTERS` holds them, `open_text` reads one; `with_answers`
-joins the two views of one run. What each can and can't see is in docs/reference/importers.md.
+`detect` names the importer for a recording, `IMPORTERS` holds them, `open_recording` reads one;
+`with_answers` joins the two views of one run. What each can and can't see is in docs/reference/importers.md.
 """
 
 from __future__ import annotations
@@ -15,17 +15,25 @@ from attrs import frozen
 from pytest_xenkvm.trace.errors import Malformed
 from pytest_xenkvm.trace.importers.answers import with_answers
 from pytest_xenkvm.trace.importers.ftrace import import_ftrace
-from pytest_xenkvm.trace.importers.ftrace_lines import parse_line
-from pytest_xenkvm.trace.importers.kprobes import PROBES, import_kprobes
-from pytest_xenkvm.trace.importers.model import Given, Imported, Importer, ImportReport
+from pytest_xenkvm.trace.importers.ftrace_lines import FTRACE
+from pytest_xenkvm.trace.importers.kprobes import import_kprobes
+from pytest_xenkvm.trace.importers.lines import DETECT_LINES
+from pytest_xenkvm.trace.importers.model import Forwarded, Given, Imported, Importer, ImportReport
 from pytest_xenkvm.trace.importers.qemu_log import MARK, import_qemu_log
+from pytest_xenkvm.trace.importers.recording import open_recording
+from pytest_xenkvm.trace.importers.sources import importer_of, shows_probes
+from pytest_xenkvm.trace.importers.strace import import_strace
+from pytest_xenkvm.trace.importers.strace_lines import is_kvm_ioctl
 from pytest_xenkvm.trace.importers.text import open_text
+from pytest_xenkvm.trace.importers.tool_lines import BPFTRACE, BPFTRACE_SCRIPT, PERF, TRACE_CMD
 from pytest_xenkvm.trace.installed import NotLoadable, load_entry
 
 __all__ = [
+    "BPFTRACE_SCRIPT",
     "DETECT_LINES",
     "ENTRY_POINTS",
     "IMPORTERS",
+    "Forwarded",
     "Given",
     "ImportReport",
     "Imported",
@@ -35,13 +43,10 @@ __all__ = [
     "all_importers",
     "detect",
     "find_importer",
+    "open_recording",
     "open_text",
     "with_answers",
 ]
-
-DETECT_LINES: Final = 5000
-"""How many lines of a recording `detect` should be given."""
-
 
 ENTRY_POINTS: Final = "xenkvm.importers"
 """Entry-point group whose members are `NamedImporter`s; an entry's name is that of its importer."""
@@ -65,15 +70,40 @@ class NamedImporter:
 
 
 IMPORTERS: Final[dict[str, NamedImporter]] = {
+    "qemu-log": NamedImporter(
+        import_qemu_log,
+        "QEMU's trace log with kvm_xen_hypercall: forwarded hypercalls and QEMU's answers",
+        lambda text: MARK in text,
+    ),
+    "trace-cmd": NamedImporter(
+        importer_of(TRACE_CMD),
+        "trace-cmd's text or trace.dat, with kvm:kvm_xen_hypercall or the kprobe events",
+        TRACE_CMD.recognises,
+    ),
+    "perf": NamedImporter(
+        importer_of(PERF),
+        "what `perf script` prints, with kvm:kvm_xen_hypercall or the kprobe events",
+        PERF.recognises,
+    ),
+    "bpftrace": NamedImporter(
+        importer_of(BPFTRACE),
+        "what the script of --bpftrace-script prints: hypercalls, forwarded or not",
+        lambda text: BPFTRACE.mark is not None and BPFTRACE.mark.match(text) is not None,
+    ),
+    "strace": NamedImporter(
+        import_strace,
+        "strace of a VMM's ioctls: the VM; its forwarded hypercalls come from --answers",
+        is_kvm_ioctl,
+    ),
     "ftrace-kprobes": NamedImporter(
-        import_kprobes, "ftrace text with kprobe events on KVM's Xen code: configuration, hypercalls, results"
+        import_kprobes,
+        "ftrace text with kprobe events on KVM's Xen code: configuration, hypercalls, results",
+        lambda text: shows_probes(FTRACE, text),
     ),
     "ftrace": NamedImporter(
         import_ftrace,
         "ftrace text with kvm:kvm_xen_hypercall: hypercalls, forwarded or not if exits are there",
-    ),
-    "qemu-log": NamedImporter(
-        import_qemu_log, "QEMU's trace log with kvm_xen_hypercall: forwarded hypercalls and QEMU's answers"
+        FTRACE.recognises,
     ),
 }
 """The bundled importers by their names."""
@@ -109,20 +139,16 @@ def detect(
 ) -> str:
     """Return the name of the one of `importers` for a recording that begins with these lines.
 
-    The kprobe events show themselves within the first `DETECT_LINES`, since a VM's configuration comes
-    first. Raises `Malformed` if no importer fits.
+    The first line that shows a recorder decides; plain ftrace may turn out to have kprobe events. Those show
+    themselves within the first `DETECT_LINES`, since a VM's configuration comes first. Raises `Malformed` if
+    no importer fits.
     """
     name = None
-    for number, text in enumerate(first_lines, 1):
-        if MARK in text:
-            return "qemu-log"
-        line = parse_line(text, path, number)
-        if line is not None and line.event in PROBES:
-            return "ftrace-kprobes"
-        if line is not None:
-            name = name or "ftrace"
-        elif name is None:
-            name = _recognised(text, importers)
+    for text in first_lines:
+        recognised = _recognised(text, importers)
+        if recognised in IMPORTERS and recognised != "ftrace":
+            return recognised
+        name = name or recognised
     if name is None:
         what = f"no known recording; expected one of {', '.join(importers)}"
         raise Malformed(what, path)

@@ -12,6 +12,7 @@ from pytest_xenkvm.abi.ioctls import ATTR_EVTCHN, ATTR_RUNSTATE, ATTR_TIMER
 from pytest_xenkvm.abi.layout import U32, U64
 from pytest_xenkvm.abi.numbers import EvtchnFlag, EvtchnStat, HvmAttr, VcpuAttr
 from pytest_xenkvm.trace.events import JsonObject
+from pytest_xenkvm.trace.importers.config import Config
 
 _Decode = Callable[[bytes], JsonObject]
 
@@ -79,6 +80,26 @@ _VCPU: Final[_Table] = {
     VcpuAttr.UPCALL_VECTOR: _u8("vector"),
     VcpuAttr.VCPU_INFO_HVA: _u64("hva"),
 }
+
+
+def determined(out: JsonObject, config: Config) -> JsonObject:
+    """Return what a GET_ATTR wrote back without what a replay can't know: times, and who was running.
+
+    Host addresses become symbolic if the guest address behind them is known, else they are left out.
+    """
+    match out:
+        case {"runstate": _}:
+            return {"type": out["type"]}
+        case {"timer": {"expires_ns": expires_ns, **rest}} if expires_ns:
+            return {"type": out["type"], "timer": rest}
+        case {"shared_info": {"hva": hva}} if hva:
+            gpa = config.gpa_of(hva)
+            return {"type": out["type"], **({} if gpa is None else {"shared_info": {"hva": {"gpa": gpa}}})}
+        case {"hva": hva} if hva:
+            gpa = config.gpa_of(hva)
+            return {"type": out["type"], **({} if gpa is None else {"hva": {"gpa": gpa}})}
+    return out
+
 
 _TABLES: Final[Mapping[str, _Table]] = {"KVM_XEN_HVM_SET_ATTR": _HVM, "KVM_XEN_VCPU_SET_ATTR": _VCPU}
 

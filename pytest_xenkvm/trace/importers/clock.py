@@ -38,6 +38,17 @@ class GuestClock:
             self._when.append(ns)
             self._offsets.append(ns - abs_ns)
 
+    def expires(self, ns: int, *, abs_ns: int, at: int) -> None:
+        """At trace time `ns`, a timer for guest time `abs_ns` was seen to be set to trace time `at`."""
+        self._when.append(ns)
+        self._offsets.append(at - abs_ns)
+
+    def forget(self, ns: int) -> None:
+        """Nothing before trace time `ns` will be asked for any more."""
+        old = bisect_left(self._when, ns) - _NEAR
+        if old > 0:
+            del self._when[:old], self._offsets[:old]
+
     def delta(self, abs_ns: int, ns: int) -> int | None:
         """Return how far guest time `abs_ns` was ahead at trace time `ns`; None if nothing shows it.
 

@@ -37,6 +37,15 @@ class VcpuConfig:
     timer_port: int = 0
 
 
+@frozen(kw_only=True)
+class Backing:
+    """A memory slot: `size` bytes at guest address `gpa`, backed by host address `hva`."""
+
+    gpa: int
+    size: int
+    hva: int
+
+
 @define
 class Config:
     """A VM's attributes. `shared_info`: guest address, None if there is none or it isn't known."""
@@ -51,6 +60,8 @@ class Config:
     """Guest page numbers that the kernel accepted, so there was memory."""
     host_pages: dict[int, None] = Factory(dict)
     """Host page addresses that the kernel accepted, in order of appearance."""
+    backing: dict[int, Backing] = Factory(dict)
+    """The VM's memory slots by number, if the recording shows them."""
 
     @property
     def layout(self) -> GuestLayout:
@@ -73,9 +84,19 @@ class Config:
         """The kernel accepted `size` bytes at `gpa`."""
         self.pages.update(range(gpa // PAGE_SIZE, (gpa + size - 1) // PAGE_SIZE + 1))
 
+    def gpa_of(self, hva: int) -> int | None:
+        """Return the guest address that is backed by a host address, as far as memory slots were seen."""
+        slots = (slot for slot in self.backing.values() if slot.hva <= hva < slot.hva + slot.size)
+        return next((slot.gpa + hva - slot.hva for slot in slots), None)
+
     def senders(self, target: Target) -> list[int]:
         """Return the outbound ports that deliver to `target`."""
         return [port for port, delivers in self.outbound.items() if delivers == target]
+
+    def invented(self, first_page: int) -> tuple[MemorySlot, ...]:
+        """Return the slot, if any, of the pages that stand for accepted host addresses."""
+        size = len(self.host_pages) * PAGE_SIZE
+        return (MemorySlot(gpa=first_page * PAGE_SIZE, size=size),) if size else ()
 
     def slots(self) -> tuple[MemorySlot, ...]:
         """Return the fewest memory slots that hold all accepted guest pages and no other."""
@@ -89,7 +110,10 @@ class Config:
         return tuple(slots)
 
     def host_address(self, hva: int, *, first_page: int) -> dict[str, int]:
-        """Return an accepted host address as symbolic, in a page invented from `first_page` on."""
+        """Return an accepted host address as symbolic, in a page invented from `first_page` on if need be."""
+        known = self.gpa_of(hva)
+        if known is not None:
+            return {"gpa": known}
         page = first_page + list(self.host_pages).index(hva // PAGE_SIZE)
         return {"gpa": page * PAGE_SIZE + hva % PAGE_SIZE}
 
@@ -105,14 +129,16 @@ def _shared_info(config: Config, arg: JsonObject) -> None:
         config.use(config.shared_info, PAGE_SIZE)
 
 
-def _host_page(config: Config, hva: int) -> None:
-    if hva:
+def _host_page(config: Config, hva: int) -> int | None:
+    """Take over an accepted host address; return the guest address behind it if that is known."""
+    known = config.gpa_of(hva)
+    if hva and known is None:
         config.host_pages.setdefault(hva // PAGE_SIZE)
+    return known
 
 
 def _shared_info_hva(config: Config, arg: JsonObject) -> None:
-    config.shared_info = None
-    _host_page(config, arg["shared_info"]["hva"])
+    config.shared_info = _host_page(config, arg["shared_info"]["hva"])
 
 
 def _evtchn(config: Config, arg: JsonObject) -> None:
@@ -146,8 +172,7 @@ def _vcpu_info(config: Config, vcpu: VcpuConfig, arg: JsonObject) -> None:
 
 
 def _vcpu_info_hva(config: Config, vcpu: VcpuConfig, arg: JsonObject) -> None:
-    vcpu.vcpu_info = None
-    _host_page(config, arg["hva"])
+    vcpu.vcpu_info = _host_page(config, arg["hva"])
 
 
 def _timer(config: Config, vcpu: VcpuConfig, arg: JsonObject) -> None:

@@ -15,7 +15,7 @@ from attrs import Factory, define
 from pytest_xenkvm.abi.layout import EVTCHN_PENDING
 from pytest_xenkvm.trace.importers.clock import GuestClock
 from pytest_xenkvm.trace.importers.config import Config, Target
-from pytest_xenkvm.trace.importers.ftrace_lines import TraceLine
+from pytest_xenkvm.trace.importers.lines import TraceLine
 from pytest_xenkvm.trace.importers.model import ImportReport
 from pytest_xenkvm.trace.importers.threads import Threads
 from pytest_xenkvm.trace.importers.timeline import Bit, Timeline
@@ -92,6 +92,13 @@ class Deliveries:
         delivery.injected = vector == self.config.vcpu(vcpu).vector
         return delivery.injected
 
+    def upcall(self, line: TraceLine) -> bool:
+        """The vCPU's own upcall vector was injected; return whether that was a delivery under way."""
+        delivery = self._running.get((line.pid, line.in_irq))
+        if delivery is not None:
+            delivery.injected = True
+        return delivery is not None
+
     def end(self, line: TraceLine, cause: Cause | None) -> bool:
         """It returned; `cause` is what the thread was doing. False if its call wasn't seen."""
         values = line.values("ret", bits=32, signed=True)
@@ -104,7 +111,7 @@ class Deliveries:
             return True
         if self._is_timer(line, delivery, vcpu, cause):
             slot = self._armed.get(vcpu)
-            if line.in_irq:
+            if line.in_irq or (cause is None and not line.caller):
                 self.clock.fired(vcpu, delivery.ns)
             elif cause is not None:
                 cause.fired = True
@@ -124,7 +131,10 @@ class Deliveries:
     def _is_timer(self, line: TraceLine, delivery: Delivery, vcpu: int, cause: Cause | None) -> bool:
         if line.caller in _TIMER_CALLERS:
             return True
-        return cause is None and delivery.port == self.config.vcpu(vcpu).timer_port
+        if delivery.port != self.config.vcpu(vcpu).timer_port:
+            return False
+        # Where functions have no names: what the cause armed fired at once.
+        return cause is None or (not line.caller and self._armed.get(vcpu, -1) > cause.slot)
 
     def _found(self, delivery: Delivery, vcpu: int, slot: int | None, *, kernel_slot: int | None) -> None:
         """Ask for the bits that the answer implies, before `slot` if they can have been so that early.

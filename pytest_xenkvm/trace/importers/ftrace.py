@@ -1,29 +1,25 @@
-"""ftrace text with kvm:kvm_xen_hypercall and perhaps kvm:kvm_userspace_exit: scope "hypercalls"."""
+"""Lines with kvm:kvm_xen_hypercall and perhaps kvm:kvm_userspace_exit: scope "hypercalls"."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
-from typing import Final
 
 from attrs import Factory, define, evolve
 
-from pytest_xenkvm.abi.numbers import KVM_EXIT_XEN
 from pytest_xenkvm.trace.events import Event, Header, Hypercall
-from pytest_xenkvm.trace.importers.ftrace_lines import TraceLine, read_ftrace
+from pytest_xenkvm.trace.importers.ftrace_lines import FTRACE
+from pytest_xenkvm.trace.importers.given import check_header, given_shape
 from pytest_xenkvm.trace.importers.hypercalls import (
     HypercallMaker,
     Modes,
     args_trusted,
     exit_of,
+    is_xen_exit,
     parse_call,
 )
+from pytest_xenkvm.trace.importers.lines import Syntax, TraceLine, read_lines
 from pytest_xenkvm.trace.importers.model import Given, Imported, ImportReport, check_size
 from pytest_xenkvm.trace.importers.threads import Threads
-
-_EXIT: Final = re.compile(r":\s+reason (\w+) \((\d{1,10})\)")
-_ERRNO: Final = frozenset({"restart", "error"})
-"""Instead of a reason: KVM_RUN failed, and the number is its errno."""
 
 
 @define
@@ -58,11 +54,8 @@ class _Reader:
         check_size(len(self.events), line.path, line.number)
 
     def _exit(self, line: TraceLine) -> None:
-        match = _EXIT.fullmatch(line.fields.rstrip())
-        if match is None:
-            raise line.malformed("'reason NAME (NUMBER)'")
         index = self._waiting.get(line.pid)
-        if match[1] in _ERRNO or int(match[2]) != KVM_EXIT_XEN:
+        if not is_xen_exit(line):
             self.report.skip("exits to userspace that are no KVM_EXIT_XEN")
         elif index is None:
             self.report.skip("KVM_EXIT_XEN without its hypercall")
@@ -73,26 +66,32 @@ class _Reader:
             self.report.used += 1
 
 
-def import_ftrace(lines: Iterable[str], *, path: str, given: Given | None = None) -> Imported:
-    """Import the hypercalls of a plain ftrace; `handled` is "userspace" or unknown, `rax` unknown.
+def import_ftrace(
+    lines: Iterable[str], *, path: str, given: Given | None = None, syntax: Syntax = FTRACE
+) -> Imported:
+    """Import the hypercalls of a plain ftrace, or of the same events in another recorder's `syntax`.
 
+    `handled` is "userspace" or unknown, `rax` unknown.
     Raises `Malformed` for a line that is not what its event prints.
     """
     given = given or Given()
     report = ImportReport()
     maker = HypercallMaker(Modes(report), report, args_trusted(given.kernel))
     reader = _Reader(maker, Threads(report), report)
-    for line in read_ftrace(lines, path, report):
+    for line in read_lines(lines, path, report, syntax):
         reader.take(line)
     header = Header(
         kernel=given.kernel,
         max_vcpus=given.max_vcpus,
         cpu_vendor=given.cpu_vendor or "amd",
-        recorder="ftrace",
+        recorder=syntax.recorder,
         scope="hypercalls",
+        vm=given_shape(path, given, reader.events),
         unseen=("irq", "mem"),
-        notes="Imported from an ftrace of kvm_xen_hypercall: no configuration, no results.",
+        notes=f"Imported from {syntax.recorder}'s kvm_xen_hypercall: no configuration, no results."
+        + report.lost_note(),
     )
     events: list[Event] = [*reader.events]
+    check_header(path, header, events)
     report.count(events)
     return Imported(header=header, events=events, report=report)

@@ -7,14 +7,18 @@ from typing import Final
 
 from attrs import Factory, define, frozen
 
-from pytest_xenkvm.abi.numbers import KVM_EXIT_XEN_HCALL, U32_MAX
+from pytest_xenkvm.abi.numbers import KVM_EXIT_XEN, KVM_EXIT_XEN_HCALL, U32_MAX
 from pytest_xenkvm.trace.events import Hypercall, HypercallExit
-from pytest_xenkvm.trace.importers.ftrace_lines import TraceLine
+from pytest_xenkvm.trace.importers.lines import TraceLine
 from pytest_xenkvm.trace.importers.model import ImportReport
 
 _HEX: Final = r"(?:0x)?([0-9a-f]{1,16})"
 _CALL: Final = re.compile(rf":\s+(?:cpl ([0-3]) )?nr {_HEX} " + " ".join(rf"a{n} {_HEX}" for n in range(6)))
 _EXPECTED: Final = "'cpl N nr 0x.. a0 0x.. a1 0x.. a2 0x.. a3 0x.. a4 0x.. a5 ..'"
+
+_EXIT: Final = re.compile(r":\s+reason (\w+) \((\d{1,10})\)")
+_ERRNO: Final = frozenset({"restart", "error"})
+"""Instead of a reason: KVM_RUN failed, and the number is its errno."""
 
 _A4_A5_FIXED: Final[dict[tuple[int, int], int]] = {(6, 12): 117, (7, 2): 0, (7, 3): 0}
 """Kernel series and first release whose a4 and a5 were found to be what KVM_EXIT_XEN carried. Kernels
@@ -68,6 +72,11 @@ class Modes:
     report: ImportReport
     long_mode: bool | None = None
     _proven: set[int] = Factory(set)
+    _told: dict[int, bool] = Factory(dict)
+
+    def told(self, vcpu: int, *, longmode: bool) -> None:
+        """The recorder has seen the mode that the vCPU is in."""
+        self._told[vcpu] = longmode
 
     def prove(self, vcpu: int) -> None:
         """The vCPU was seen in long mode."""
@@ -81,7 +90,9 @@ class Modes:
         return self.current(vcpu)
 
     def current(self, vcpu: int) -> bool:
-        """Return the mode that the vCPU is taken to be in, and count the assumption."""
+        """Return the mode that the vCPU is in or is taken to be in, and count the assumption."""
+        if vcpu in self._told:
+            return self._told[vcpu]
         if vcpu in self._proven:
             self.report.unknown["longmode (64-bit: the vCPU had proven it before)"] += 1
             return True
@@ -116,6 +127,14 @@ class HypercallMaker:
             args=called.args,
             extra={"untrusted": doubtful} if doubtful else {},
         )
+
+
+def is_xen_exit(line: TraceLine) -> bool:
+    """Whether kvm:kvm_userspace_exit shows a KVM_EXIT_XEN; raises `Malformed` if it is something else."""
+    match = _EXIT.fullmatch(line.fields.rstrip())
+    if match is None:
+        raise line.malformed("'reason NAME (NUMBER)'")
+    return match[1] not in _ERRNO and int(match[2]) == KVM_EXIT_XEN
 
 
 def exit_of(call: Hypercall) -> HypercallExit:

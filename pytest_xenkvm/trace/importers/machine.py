@@ -12,13 +12,19 @@ from pytest_xenkvm.abi.ioctls import IOCTLS, KVM_CHECK_EXTENSION, KVM_XEN_HVM_CO
 from pytest_xenkvm.abi.numbers import KVM_CAP_MAX_VCPUS, PAGE_SIZE
 from pytest_xenkvm.trace.events import Header, MemorySlot, VmShape
 from pytest_xenkvm.trace.importers.config import Config
-from pytest_xenkvm.trace.importers.ftrace_lines import TraceLine
+from pytest_xenkvm.trace.importers.given import check_memory, contradiction, settled
+from pytest_xenkvm.trace.importers.lines import TraceLine
 from pytest_xenkvm.trace.importers.model import Given, ImportReport
 from pytest_xenkvm.trace.importers.threads import Threads
 
 _HEX: Final = r"(?:0x)?([0-9a-f]{1,16})"
 _ENTER: Final = re.compile(rf"[:(]\s*fd: {_HEX}, cmd: {_HEX}, arg: {_HEX}\)?")
 _EXIT: Final = re.compile(rf"(?: -> |:\s+){_HEX}")
+
+_TYPE_SHIFT: Final = 8
+_TYPE_MASK: Final = 0xFF
+_KVM_TYPE: Final = 0xAE
+"""The type of KVM's requests: bits 8 to 15."""
 
 _KVM_CREATE_VM: Final = 0xAE01
 _KVM_CREATE_VCPU: Final = 0xAE41
@@ -39,11 +45,17 @@ class Machine:
     threads: Threads
     report: ImportReport
     given: Given
+    path: str
+    recorder: str
     requested: Counter[str] = Factory(Counter)
     """How often each Xen ioctl was called; a probe should have shown as many."""
     has_lapic: bool = False
+    free_page: int | None = None
+    """Guest pages from this number on are free; None: those above all that are known by then."""
     _requests: set[int] = Factory(set)
     _last: dict[int, tuple[int, int]] = Factory(dict)
+    _creating: dict[int, int] = Factory(dict)
+    """By thread: the vCPU that it is creating."""
     _max_vcpus: int | None = None
 
     def enter(self, line: TraceLine) -> bool:
@@ -51,8 +63,10 @@ class Machine:
         match = _ENTER.fullmatch(line.fields.rstrip())
         if match is None:
             raise line.malformed("'fd: .., cmd: .., arg: ..'")
-        request, arg = int(match[2], 16), int(match[3], 16)
+        fd, request, arg = (int(number, 16) for number in match.groups())
         self._last[line.pid] = request, arg
+        if request >> _TYPE_SHIFT & _TYPE_MASK == _KVM_TYPE:
+            self.threads.uses(line, fd)
         if request in _NAMES:
             self.requested[_NAMES[request]] += 1
             return True
@@ -60,7 +74,7 @@ class Machine:
             self._requests.add(request)
             return True
         if request == _KVM_CREATE_VCPU:
-            self.threads.created(line, arg)
+            self._creating[line.pid] = self.threads.created(line, arg)
             return True
         return (request, arg) == (KVM_CHECK_EXTENSION, KVM_CAP_MAX_VCPUS)
 
@@ -74,21 +88,31 @@ class Machine:
         request, arg = self._last.pop(line.pid, (0, 0))
         if (request, arg) == (KVM_CHECK_EXTENSION, KVM_CAP_MAX_VCPUS) and result > 0:
             self._max_vcpus = result
+        if request == _KVM_CREATE_VCPU:
+            self._created(self._creating.pop(line.pid), result)
         return result if request == KVM_XEN_HVM_CONFIG else None
+
+    def _created(self, index: int, fd: int) -> None:
+        if fd >= 0:
+            self.threads.has_fd(index, fd)
+        else:
+            self.threads.not_created(index)
 
     def header(self, config: Config, *, full: bool) -> Header:
         """Return the header; what it assumes is said in its notes."""
-        notes = ["Imported from ftrace with kprobes."]
+        notes = [f"Imported from {self.recorder} with kprobes.{self.report.lost_note()}"]
         if not full:
             notes.append("The recording began after the VM was configured, so it doesn't replay on its own.")
-        vm = self._shape(config, notes) if full else None
+        check_memory(self.path, self.given, max((page + 1 for page in config.pages), default=0) * PAGE_SIZE)
+        told = self.given.memory is not None or self.given.irqchip is not None
+        vm = self._shape(config, notes) if full or told else None
         if self.given.cpu_vendor is None:
             self.report.unknown["cpu_vendor (amd assumed)"] += 1
         return Header(
             kernel=self.given.kernel,
-            max_vcpus=self._max_vcpus if self.given.max_vcpus is None else self.given.max_vcpus,
+            max_vcpus=settled(self.path, "max_vcpus", self.given.max_vcpus, self._max_vcpus),
             cpu_vendor=self.given.cpu_vendor or "amd",
-            recorder="ftrace",
+            recorder=self.recorder,
             scope="full" if full else "hypercalls",
             vm=vm,
             unseen=("irq", "mem"),
@@ -97,35 +121,41 @@ class Machine:
 
     def first_free_page(self, config: Config) -> int:
         """Return the number of the first guest page above all that are known."""
+        if self.free_page is not None:
+            return self.free_page
         given = -(-(self.given.memory or 0) // PAGE_SIZE)
         return max([given, *(page + 1 for page in config.pages)])
 
     def _shape(self, config: Config, notes: list[str]) -> VmShape:
-        irqchip = self.given.irqchip
-        if irqchip is None:
-            irqchip, why = self._irqchip()
-            notes.append(f"irqchip {irqchip}: {why}.")
+        irqchip = self._irqchip(notes)
         if not self.threads.ids:
             notes.append("KVM vCPU ids assumed to be the indexes: KVM_CREATE_VCPU was not seen.")
         return VmShape(irqchip=irqchip, memory=self._memory(config, notes), vcpus=self.threads.shapes())
 
-    def _irqchip(self) -> tuple[str, str]:
-        if _KVM_CREATE_IRQCHIP in self._requests:
-            return "full", "KVM_CREATE_IRQCHIP was called"
+    def _irqchip(self, notes: list[str]) -> str:
+        """Return where the VM's interrupt controllers were; raises `Malformed` if another place was given."""
         lapic = self.has_lapic or not self._requests.isdisjoint(_LAPIC_IOCTLS)
-        from_the_start = _KVM_CREATE_VM in self._requests
-        if lapic and from_the_start:
-            return "split", "there was a local APIC in the kernel, and no KVM_CREATE_IRQCHIP"
-        self.report.unknown["irqchip"] += 1
-        if lapic:
-            return "split", "assumed; there was a local APIC in the kernel"
-        return "none", "assumed; no local APIC was seen"
+        given, seen, why = self.given.irqchip, None, ""
+        if _KVM_CREATE_IRQCHIP in self._requests:
+            seen, why = "full", "KVM_CREATE_IRQCHIP was called"
+        elif lapic and _KVM_CREATE_VM in self._requests:
+            seen, why = "split", "there was a local APIC in the kernel, and no KVM_CREATE_IRQCHIP"
+        elif lapic and given == "none":
+            raise contradiction(self.path, "irqchip none", "a local APIC in the kernel")
+        irqchip = settled(self.path, "irqchip", given, seen)
+        if irqchip is None:
+            self.report.unknown["irqchip"] += 1
+            irqchip = "split" if lapic else "none"
+            why = "assumed; " + (
+                "there was a local APIC in the kernel" if lapic else "no local APIC was seen"
+            )
+        if given is None:
+            notes.append(f"irqchip {irqchip}: {why}.")
+        return irqchip
 
     def _memory(self, config: Config, notes: list[str]) -> tuple[MemorySlot, ...]:
-        invented: tuple[MemorySlot, ...] = ()
-        if config.host_pages:
-            first, count = self.first_free_page(config), len(config.host_pages)
-            invented = (MemorySlot(gpa=first * PAGE_SIZE, size=count * PAGE_SIZE),)
+        invented = config.invented(self.first_free_page(config))
+        if invented:
             notes.append("Host addresses that the kernel accepted are given pages above all other memory.")
         if self.given.memory is not None:
             return MemorySlot(gpa=0, size=self.given.memory), *invented

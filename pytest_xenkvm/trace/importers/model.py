@@ -56,6 +56,10 @@ class ImportReport:
         for event in events:
             (self.inferred if event.inferred else self.events)[event.kind] += 1
 
+    def lost_note(self) -> str:
+        """A sentence for the trace's header about what the recorder lost, with a blank before it; or ""."""
+        return f" The recorder lost {self.lost:,} events or more." if self.lost else ""
+
     def __str__(self) -> str:
         """A short table for people, one count a line."""
         rows = [
@@ -70,13 +74,29 @@ class ImportReport:
         return "\n".join(f"{count:>9,}  {what}" for count, what in rows)
 
 
+NAMELESS: Final = "number and arguments of a forwarded hypercall (left out)"
+"""What `ImportReport.unknown` calls a `Forwarded` that gave no event."""
+
+
+@frozen(kw_only=True)
+class Forwarded:
+    """A KVM_EXIT_XEN of which the recording shows nothing but the vCPU and, maybe, the time."""
+
+    vcpu: int
+    ts: int | None
+
+
 @frozen(kw_only=True)
 class Imported:
-    """The trace made from a recording, and how it was made."""
+    """The trace made from a recording, and how it was made.
+
+    `forwarded`: hypercalls that are no events, since the recording doesn't name them; in order.
+    """
 
     header: Header
     events: list[Event]
     report: ImportReport
+    forwarded: tuple[Forwarded, ...] = ()
 
 
 Importer = Callable[..., Imported]

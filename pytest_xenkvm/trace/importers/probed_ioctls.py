@@ -9,12 +9,12 @@ from attrs import Factory, define, evolve
 
 from pytest_xenkvm.abi.layout import U64
 from pytest_xenkvm.abi.numbers import U64_MAX, HvmAttr
-from pytest_xenkvm.trace.events import Eventfd, Ioctl, JsonObject
-from pytest_xenkvm.trace.importers.attributes import attribute
+from pytest_xenkvm.trace.events import Eventfd, Ioctl, JsonObject, NowPlus
+from pytest_xenkvm.trace.importers.attributes import attribute, determined
 from pytest_xenkvm.trace.importers.config import Config
 from pytest_xenkvm.trace.importers.deliveries import Cause
-from pytest_xenkvm.trace.importers.ftrace_lines import TraceLine
 from pytest_xenkvm.trace.importers.hypercalls import Modes
+from pytest_xenkvm.trace.importers.lines import TraceLine
 from pytest_xenkvm.trace.importers.machine import Machine
 from pytest_xenkvm.trace.importers.model import ImportReport
 from pytest_xenkvm.trace.importers.threads import Threads
@@ -28,9 +28,10 @@ _NO_VCPU: Final = "vCPU attributes set by a thread whose vCPU is unknown"
 
 @define(kw_only=True)
 class OpenIoctl(Cause):
-    """An ioctl that has not returned yet."""
+    """An ioctl that has not returned yet; `expires`: trace time (ns) to which it set a timer."""
 
     event: Ioctl
+    expires: int | None = None
 
 
 @define
@@ -72,6 +73,14 @@ class ProbedIoctls:
         self.config.msr = msr
         return None
 
+    def config_returned(self, line: TraceLine) -> str | None:
+        """The return of KVM_XEN_HVM_CONFIG was probed."""
+        values = line.values("ret", bits=32, signed=True)
+        if values is None or line.pid not in self._configs:
+            return _ORPHAN
+        self.hvm_config_returned(line, values[0])
+        return None
+
     def hvm_config_returned(self, line: TraceLine, ret: int) -> None:
         """The exit of the system call was recorded too: the result is known."""
         slot = self._configs.pop(line.pid, None)
@@ -111,11 +120,40 @@ class ProbedIoctls:
         event = self._known(ioctl.slot, values[0])
         if event.name.endswith("_SET_ATTR"):
             self._attribute_set(ioctl.slot, event)
+            self._relate_timer(ioctl)
         return None
+
+    def hvm_got_attr(self, line: TraceLine) -> str | None:
+        """KVM_XEN_HVM_GET_ATTR returned."""
+        return self._got_attr(line, "KVM_XEN_HVM_GET_ATTR", None)
+
+    def vcpu_got_attr(self, line: TraceLine) -> str | None:
+        """KVM_XEN_VCPU_GET_ATTR returned."""
+        vcpu = self.threads.named(line)
+        return _NO_VCPU if vcpu is None else self._got_attr(line, "KVM_XEN_VCPU_GET_ATTR", vcpu)
+
+    def waiting(self) -> int | None:
+        """Return the first slot whose result is still to come."""
+        slots = [*self._configs.values(), *(ioctl.slot for ioctl in self._open.values() if ioctl)]
+        return min(slots, default=None)
+
+    def give_up(self, slot: int) -> None:
+        """Wait no longer for the result of the ioctl in `slot`: it stays 0 by inference."""
+        self._configs = {pid: waiting for pid, waiting in self._configs.items() if waiting != slot}
+        self._open = {
+            pid: None if ioctl and ioctl.slot == slot else ioctl for pid, ioctl in self._open.items()
+        }
+
+    def resolve(self, before: int) -> None:
+        """Make the host addresses in slots below `before` symbolic."""
+        for slot in [slot for slot in self._with_hva if slot < before]:
+            self._make_symbolic(slot)
+            self._with_hva.remove(slot)
 
     def finish(self, *, intercepted: bool) -> None:
         """The recording is over; `intercepted`: a hypercall was seen, so a configuration was accepted."""
-        began = [slot.event for slot in self.timeline.slots if isinstance(slot.event, Ioctl)]
+        slots = self.timeline.slots.values()
+        began = [slot.event for slot in slots if isinstance(slot.event, Ioctl)]
         for event in began:
             if event.inferred:
                 implied = intercepted and event.name == "KVM_XEN_HVM_CONFIG"
@@ -125,8 +163,7 @@ class ProbedIoctls:
             missing = requested - sum(event.name == name for event in began)
             if missing > 0:
                 self.report.unknown[f"argument of {name} (left out)"] += missing
-        for slot in self._with_hva:
-            self._make_symbolic(slot)
+        self.resolve(self.timeline.end)
 
     def _begin(self, line: TraceLine, name: str, arg: JsonObject, vcpu: int | None = None) -> OpenIoctl:
         event = Ioctl(name=name, arg=arg, vcpu=vcpu, ret=0, inferred=True)
@@ -144,6 +181,24 @@ class ProbedIoctls:
             return _TOO_SHORT
         self._begin(line, name, arg, vcpu)
         return None
+
+    def _got_attr(self, line: TraceLine, name: str, vcpu: int | None) -> str | None:
+        values, result = line.values("type", bits=16), line.values("ret", bits=32, signed=True)
+        if values is None or result is None:
+            return _FAULT
+        out = attribute(name.replace("_GET_", "_SET_"), values[0], _union(line)) if result[0] == 0 else None
+        event = Ioctl(name=name, arg={"type": values[0]}, vcpu=vcpu, ret=result[0])
+        if out is not None:
+            event = evolve(event, out=determined(out, self.config))
+        self.timeline.open(line.ns, event)
+        return None
+
+    def _relate_timer(self, ioctl: OpenIoctl) -> None:
+        """Say by how much the time was ahead that the TIMER attribute set, if the trace shows it."""
+        slot = self.timeline.slots[ioctl.slot]
+        if ioctl.expires is not None and isinstance(slot.event, Ioctl):
+            timer = {**slot.event.arg["timer"], "expires_ns": NowPlus(ioctl.expires - slot.ns)}
+            slot.event = evolve(slot.event, arg={**slot.event.arg, "timer": timer})
 
     def _known(self, slot: int, ret: int) -> Ioctl:
         event = self.timeline.slots[slot].event
@@ -175,16 +230,16 @@ class ProbedIoctls:
         hva = _hva(event.arg)
         symbolic = self.config.host_address(hva, first_page=self.machine.first_free_page(self.config))
         member = {"shared_info": {"hva": symbolic}} if "shared_info" in event.arg else {"hva": symbolic}
-        self.report.unknown["guest address behind an accepted host address (a page of its own)"] += 1
+        if self.config.gpa_of(hva) is None:
+            self.report.unknown["guest address behind an accepted host address (a page of its own)"] += 1
         self.timeline.slots[slot].event = evolve(event, arg={**event.arg, **member}, extra={"hva": hva})
 
 
 def _union(line: TraceLine) -> bytes:
     """Return the first bytes of the attribute's union: the fields d0, d1, ... as far as they go."""
-    numbers = line.numbers()
     union = b""
-    while (name := f"d{len(union) // U64.size}") in numbers:
-        union += U64.pack(numbers[name] & U64_MAX)
+    while (number := line.value(f"d{len(union) // U64.size}")) is not None:
+        union += U64.pack(number & U64_MAX)
     return union
 
 

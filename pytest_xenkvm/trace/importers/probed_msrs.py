@@ -10,15 +10,16 @@ from attrs import Factory, define, evolve
 from pytest_xenkvm.abi.numbers import PAGE_SIZE
 from pytest_xenkvm.trace.events import Wrmsr
 from pytest_xenkvm.trace.importers.config import Config
-from pytest_xenkvm.trace.importers.ftrace_lines import TraceLine
 from pytest_xenkvm.trace.importers.hypercalls import Modes
+from pytest_xenkvm.trace.importers.lines import TraceLine
 from pytest_xenkvm.trace.importers.model import ImportReport
 from pytest_xenkvm.trace.importers.threads import Threads
 from pytest_xenkvm.trace.importers.timeline import Timeline
 
 _MSR: Final = re.compile(r":\s+msr_(read|write) ([0-9a-f]{1,8}) = 0x([0-9a-f]{1,16})( \(?#GP\)?)?")
 _EFER: Final = 0xC0000080
-_EFER_LMA: Final = 1 << 10
+EFER_LMA: Final = 1 << 10
+"""Long mode is active."""
 
 
 @define
@@ -41,6 +42,23 @@ class ProbedMsrs:
         self._open[line.pid] = self._write(line, values[0])
         return None
 
+    def hypercall_page_written(self, line: TraceLine) -> str | None:
+        """KVM has written the page (0), or refused to."""
+        values = line.values("ret", bits=32, signed=True)
+        slot = self._open.pop(line.pid, None)
+        if values is None or slot is None:
+            return "results without their call"
+        self._known(slot, ok=values[0] == 0)
+        return None
+
+    def under_way(self) -> int | None:
+        """Return the first slot whose outcome is still to come."""
+        return min(self._open.values(), default=None)
+
+    def give_up(self, slot: int) -> None:
+        """Wait no longer for the outcome of the write in `slot`: it counts as a success."""
+        self._open = {pid: waiting for pid, waiting in self._open.items() if waiting != slot}
+
     def msr(self, line: TraceLine) -> str | None:
         """An MSR was read or written."""
         match = _MSR.fullmatch(line.fields.rstrip())
@@ -48,7 +66,7 @@ class ProbedMsrs:
             raise line.malformed("'msr_write MSR = 0xVALUE'")
         number, value, ok = int(match[2], 16), int(match[3], 16), match[4] is None
         vcpu = self.threads.named(line)
-        if vcpu is not None and number == _EFER and value & _EFER_LMA and ok:
+        if vcpu is not None and number == _EFER and value & EFER_LMA and ok:
             self.modes.prove(vcpu)
             return None
         if match[1] == "read" or not number or number != self.config.msr:
@@ -56,11 +74,7 @@ class ProbedMsrs:
         slot = self._open.pop(line.pid, None)
         if slot is None:
             slot = self._write(line, value)
-        event = self.timeline.slots[slot].event
-        assert isinstance(event, Wrmsr)  # noqa: S101  # put there by _write
-        self.timeline.slots[slot].event = evolve(event, inferred=False, ok=ok)
-        if ok:
-            self.config.use(value // PAGE_SIZE * PAGE_SIZE, PAGE_SIZE)
+        self._known(slot, ok=ok)
         return None
 
     def finish(self) -> None:
@@ -70,6 +84,13 @@ class ProbedMsrs:
             assert isinstance(event, Wrmsr)  # noqa: S101  # put there by _write
             self.config.use(event.value // PAGE_SIZE * PAGE_SIZE, PAGE_SIZE)
             self.report.unknown["outcome of a write to the hypercall MSR (success assumed)"] += 1
+
+    def _known(self, slot: int, *, ok: bool) -> None:
+        event = self.timeline.slots[slot].event
+        assert isinstance(event, Wrmsr)  # noqa: S101  # put there by _write
+        self.timeline.slots[slot].event = evolve(event, inferred=False, ok=ok)
+        if ok:
+            self.config.use(event.value // PAGE_SIZE * PAGE_SIZE, PAGE_SIZE)
 
     def _write(self, line: TraceLine, value: int) -> int:
         vcpu = self.threads.runner(line)

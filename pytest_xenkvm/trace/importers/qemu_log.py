@@ -10,15 +10,18 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
+from attrs import evolve
+
 from pytest_xenkvm.trace.errors import Malformed
 from pytest_xenkvm.trace.events import Event, Header, Hypercall
+from pytest_xenkvm.trace.importers.given import check_header, given_shape
 from pytest_xenkvm.trace.importers.hypercalls import Called, Modes
 from pytest_xenkvm.trace.importers.model import Given, Imported, ImportReport, check_size
 
 MARK: Final = "xen_hypercall: cpu "
 """What a line about a hypercall holds."""
 
-_PREFIX: Final = re.compile(r"(?:\d{1,10}@(\d{1,12})\.(\d{1,9}):)?(.*)")
+_PREFIX: Final = re.compile(r"(?:\d{1,10}@(\d{1,10})\.(\d{1,9}):)?(.*)")
 _HEX: Final = r"0x([0-9a-f]{1,16})"
 _CALL: Final = re.compile(
     r"(?:kvm_xen_hypercall )?xen_hypercall: cpu (\d{1,4}) cpl ([0-3]) input (\d{1,20}) "
@@ -80,7 +83,9 @@ def import_qemu_log(lines: Iterable[str], *, path: str, given: Given | None = No
         raise Malformed("no hypercall found, expected lines 'xen_hypercall: cpu N cpl N input N ...'", path)
     report.unknown["arguments 3 to 5 of a hypercall (named in unseen_args)"] = len(events)
     report.count(events)
-    return Imported(header=_header(given), events=events, report=report)
+    header = evolve(_header(given), vm=given_shape(path, given, events))
+    check_header(path, header, events)
+    return Imported(header=header, events=events, report=report)
 
 
 def _split(line: str) -> tuple[str | None, str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import count
 from typing import Final
 
 from attrs import Factory, define
@@ -10,7 +11,7 @@ from attrs import Factory, define
 from pytest_xenkvm.trace.errors import Malformed
 from pytest_xenkvm.trace.events import VcpuShape
 from pytest_xenkvm.trace.fields import MAX_VCPUS
-from pytest_xenkvm.trace.importers.ftrace_lines import TraceLine
+from pytest_xenkvm.trace.importers.lines import TraceLine
 from pytest_xenkvm.trace.importers.model import ImportReport
 
 _QEMU_NAME: Final = re.compile(r"CPU (\d{1,4})/KVM")
@@ -30,15 +31,34 @@ class Threads:
     """No vCPU below it is free."""
     ids: dict[int, int] = Factory(dict)
     """KVM vCPU ids by index, as far as KVM_CREATE_VCPU was seen."""
+    _index_by_fd: dict[int, int] = Factory(dict)
+    """As far as the results of KVM_CREATE_VCPU were seen."""
 
-    def created(self, line: TraceLine, vcpu_id: int) -> None:
-        """KVM_CREATE_VCPU was called. QEMU does so on the vCPU's own thread, in the order of their names."""
-        index = self.named(line)
-        if index is None:
-            index = len(self.ids)
-        else:
+    def created(self, line: TraceLine, vcpu_id: int) -> int:
+        """KVM_CREATE_VCPU was called; return the vCPU.
+
+        QEMU does so on the vCPU's own thread, in the order of their names.
+        """
+        match = _QEMU_NAME.fullmatch(line.task)
+        index = len(self.ids) if match is None else int(match[1])
+        self._check(line, index)
+        if match is not None:
             self._claim(line, index)
         self.ids[index] = vcpu_id
+        return index
+
+    def not_created(self, index: int) -> None:
+        """KVM_CREATE_VCPU failed."""
+        self.ids.pop(index, None)
+
+    def has_fd(self, index: int, fd: int) -> None:
+        """KVM_CREATE_VCPU gave the vCPU this descriptor."""
+        self._index_by_fd[fd] = index
+
+    def uses(self, line: TraceLine, fd: int) -> None:
+        """The thread called one of KVM's ioctls: on a vCPU's descriptor it acts for that vCPU from now on."""
+        if fd in self._index_by_fd:
+            self._index_by_pid[line.pid] = self._index_by_fd[fd]
 
     def named(self, line: TraceLine) -> int | None:
         """Return the vCPU of a thread that is known or named after its vCPU, else None."""
@@ -60,10 +80,13 @@ class Threads:
         self._claim(line, index)
         return index
 
-    def _claim(self, line: TraceLine, index: int) -> None:
+    def _check(self, line: TraceLine, index: int) -> None:
         if index >= MAX_VCPUS:
             what = f"thread {line.pid} would run vCPU {index}; expected at most {MAX_VCPUS} vCPUs of one VM"
             raise Malformed(what, line.path, line=line.number)
+
+    def _claim(self, line: TraceLine, index: int) -> None:
+        self._check(line, index)
         owner = self._pid_by_index.setdefault(index, line.pid)
         if owner != line.pid:
             what = f"threads {owner} and {line.pid} both run vCPU {index}; expected a recording of one VM"
@@ -77,5 +100,12 @@ class Threads:
 
     def shapes(self) -> tuple[VcpuShape, ...]:
         """Return the VM's vCPUs by index, all up to the highest that was seen."""
-        highest = max([*self.ids, *self._pid_by_index], default=-1)
-        return tuple(VcpuShape(index=i, id=self.ids.get(i, i)) for i in range(highest + 1))
+        taken = set(self.ids.values())
+        free = (vcpu_id for vcpu_id in count(self.count) if vcpu_id not in taken)
+        assumed = (i if i not in taken else next(free) for i in range(self.count))
+        return tuple(VcpuShape(index=i, id=self.ids.get(i, other)) for i, other in enumerate(assumed))
+
+    @property
+    def count(self) -> int:
+        """How many vCPUs there are, as far as was seen."""
+        return max([*self.ids, *self._pid_by_index], default=-1) + 1

@@ -1,0 +1,1 @@
+"""What probes are written with: build a VM, do something, look."""

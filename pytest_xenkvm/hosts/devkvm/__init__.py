@@ -1,0 +1,1 @@
+"""A real /dev/kvm as host."""
