@@ -159,7 +159,7 @@ class RowEvents:
                 _code, _ts, vcpu, flags, cpl, nr, a0, a1, a2, a3, a4, a5, rax, rest = row
                 seen = self._seen(rest)
             # The fastest way to ask whether these are integers and none is negative; none is above 2^64-1.
-            if a0 | a1 | a2 | a3 | a4 | a5 < 0:
+            if vcpu | flags | cpl | nr | a0 | a1 | a2 | a3 | a4 | a5 | rax < 0:
                 return _NO_CALL
         except (TypeError, ValueError, LookupError):
             return _NO_CALL

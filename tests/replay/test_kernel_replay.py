@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from pytest_xenkvm.core.profile import LINUX_7_3
-from pytest_xenkvm.hosts.emulated import EmulatedHost
+from attrs import define
+
+from pytest_xenkvm.core.profile import LINUX_6_12, LINUX_7_3
+from pytest_xenkvm.hosts.emulated import EmulatedHost, EmulatedVm
 from pytest_xenkvm.replay.kernel import kernel_replay
+from pytest_xenkvm.replay.observation import EVERYONE, Audience, Repeats, Tally
+from pytest_xenkvm.trace import open_trace
 from pytest_xenkvm.trace.events import (
     BRIEF_BYTES,
     Behind,
@@ -19,6 +23,7 @@ from pytest_xenkvm.trace.events import (
     brief,
     timed,
 )
+from pytest_xenkvm.trace.xkt import XktTrace
 
 SHAPE = VmShape(
     irqchip="split",
@@ -54,3 +59,66 @@ def test_brief_events_hold_little_data() -> None:
     assert hypercall.behind == (Behind(arg=1, data=bytes(BRIEF_BYTES)),) * 6
     run = VcpuRun(vcpu=0)
     assert brief(run) is run
+
+
+class _Nobody:
+    """An audience that looks at nothing."""
+
+    def __init__(self) -> None:
+        self.counted = Repeats()
+
+    def wants(self, event: Event) -> bool:  # noqa: ARG002
+        return False
+
+    def wants_call(self, event: Hypercall) -> bool:  # noqa: ARG002
+        return False
+
+    def recall(self, event: Hypercall) -> None:
+        """Nothing was counted."""
+
+    def repeats(self, event: Hypercall) -> Repeats:  # noqa: ARG002
+        return self.counted
+
+
+@define
+class _Remembering:
+    """A host that keeps its VM at hand."""
+
+    host: EmulatedHost
+    vm: EmulatedVm | None = None
+
+    @property
+    def name(self) -> str:
+        """The host's."""
+        return self.host.name
+
+    def create_vm(self, shape: VmShape, *, cpu_vendor: str) -> EmulatedVm:
+        """The VM."""
+        self.vm = self.host.create_vm(shape, cpu_vendor=cpu_vendor)
+        return self.vm
+
+
+def replayed(audience: Audience) -> tuple[EmulatedVm, Tally]:
+    """The VM behind a boot, and what was counted."""
+    trace, tally = open_trace("@linux-boot"), Tally()
+    assert isinstance(trace, XktTrace)
+    host = _Remembering(EmulatedHost(profile=LINUX_6_12))
+    for _observation in kernel_replay(host, trace.header, trace.timed_events(), audience, tally):
+        pass
+    assert host.vm is not None
+    return host.vm, tally
+
+
+def test_a_vm_is_the_same_whoever_looked() -> None:
+    """With nobody looking, events are done a quicker way: time, timers, memory and counts are the same."""
+    watched, counted = replayed(EVERYONE)
+    audience = _Nobody()
+    unwatched, counted_unwatched = replayed(audience)
+    assert audience.counted.times > counted.hypercalls // 2
+    assert counted_unwatched == counted
+    first, second = watched.machine.state, unwatched.machine.state
+    assert (first.now, first.deadlines) == (second.now, second.deadlines)
+    for one, other in zip(first.vcpus, second.vcpus, strict=True):
+        assert (one.timer, one.runstate, one.irr) == (other.timer, other.runstate, other.irr)
+    size = sum(len(slot.buffer) for slot in first.memory.slots)
+    assert first.memory.read(0, size) == second.memory.read(0, size)

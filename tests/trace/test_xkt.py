@@ -10,7 +10,7 @@ from typing import Final
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-from samples import EVENTS, HEADER, SAMPLE, calls, write_xkt
+from samples import EVENTS, HEADER, SAMPLE, blocks_of, calls, write_xkt
 from strategies import Trace, traces
 
 from pytest_xenkvm.trace import blocks, rows
@@ -22,6 +22,7 @@ from pytest_xenkvm.trace.events import (
     Hypercall,
     HypercallExit,
     Mem,
+    VcpuRun,
     Wait,
     as_told,
     at_time,
@@ -95,6 +96,47 @@ def test_events_that_differ_in_time_only_are_one_object(tmp_path: Path) -> None:
     stores = [event for _ts, event, _told in trace.timed_events() if isinstance(event, Mem)]
     assert [id(event) for event in stores] == [id(stores[0]), id(stores[1])] * 3
     assert list(trace.events()) == repeated
+
+
+def test_hypercalls_that_are_alike_are_one_object(tmp_path: Path) -> None:
+    """Hypercalls that differ in their last arguments and in what lies behind them are told apart beside it."""
+    recorded: list[Event] = [
+        Hypercall(
+            ts=ts,
+            vcpu=0,
+            longmode=True,
+            cpl=0,
+            nr=24,
+            args=(8, ts % 2, 1 << 63 | ts, 0, 5, ts),
+            handled="userspace" if ts % 2 else "kernel",
+            exit=HypercallExit(type=1, longmode=1, cpl=0, input=24, params=(8, 1, 1 << 63 | ts, 0, 5, ts))
+            if ts % 2
+            else None,
+            rax=0,
+            behind=(Behind(arg=2, data=bytes([ts] * 8), now_plus_at=((0, -ts),), extra={"abs_ns": ts}),),
+        )
+        for ts in range(6)
+    ]
+    trace = XktTrace(write_xkt(tmp_path / "t.xkt", recorded))
+    found = list(trace.timed_events())
+    assert [id(event) for _ts, event, _told in found] == [id(found[0][1]), id(found[1][1])] * 3
+    assert list(trace.events()) == recorded
+
+
+def test_what_is_known_is_known_in_the_next_block(tmp_path: Path) -> None:
+    """A store is one object in blocks that begin alike; what shapes stand for elsewhere doesn't confuse it."""
+    store, run = Mem(op="write", gpa=1, data=b"x"), VcpuRun(vcpu=0)
+    events: list[Event] = []
+    for _ in range(12):
+        events += [store, run] if len(events) % 3 else [run, store]
+        events += [Mem(op="write", gpa=2 + index, data=bytes(100)) for index in range(300)]
+    recorded = [at_time(event, ts) for ts, event in enumerate(events)]
+    trace = XktTrace(write_xkt(tmp_path / "t.xkt", recorded))
+    assert len(blocks_of(trace.path)) > 4
+    found = list(trace.timed_events())
+    assert [at_time(as_told(event, told), ts) for ts, event, told in found] == recorded
+    stores = {id(event) for _ts, event, _told in found if event == store}
+    assert len(stores) < 4
 
 
 BEHIND: Final = {
