@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import pytest
 from attrs import define
 
+from pytest_xenkvm.abi.numbers import HvmAttr, VcpuAttr
 from pytest_xenkvm.core.profile import LINUX_6_12, LINUX_7_3
 from pytest_xenkvm.hosts.emulated import EmulatedHost, EmulatedVm
 from pytest_xenkvm.replay.kernel import kernel_replay
@@ -15,8 +19,10 @@ from pytest_xenkvm.trace.events import (
     Event,
     Header,
     Hypercall,
+    Ioctl,
     Mem,
     MemorySlot,
+    TimedEvent,
     VcpuRun,
     VcpuShape,
     VmShape,
@@ -98,22 +104,52 @@ class _Remembering:
         return self.vm
 
 
-def replayed(audience: Audience) -> tuple[EmulatedVm, Tally]:
-    """The VM behind a boot, and what was counted."""
-    trace, tally = open_trace("@linux-boot"), Tally()
-    assert isinstance(trace, XktTrace)
-    host = _Remembering(EmulatedHost(profile=LINUX_6_12))
-    for _observation in kernel_replay(host, trace.header, trace.timed_events(), audience, tally):
-        pass
+def replayed(header: Header, events: Iterable[TimedEvent], audience: Audience) -> tuple[EmulatedVm, Tally]:
+    """The VM to which the events have happened, and what was counted."""
+    host, tally = _Remembering(EmulatedHost(profile=LINUX_6_12)), Tally()
+    for observation in kernel_replay(host, header, events, audience, tally):
+        assert not observation.divergences
     assert host.vm is not None
     return host.vm, tally
 
 
+def vcpu_attr(type_: int, **value: object) -> Ioctl:
+    """A SET of an attribute of vCPU 0."""
+    return Ioctl(name="KVM_XEN_VCPU_SET_ATTR", vcpu=0, arg={"type": int(type_), **value}, ret=0)
+
+
+@pytest.mark.parametrize("audience", [EVERYONE, _Nobody()], ids=["everyone", "nobody"])
+def test_a_timer_fires_before_the_store_behind_it(audience: Audience) -> None:
+    """A timer that was due when a store began has set the byte that the store then clears."""
+    upcall_pending = 0x2000
+    shared_info = {"type": int(HvmAttr.SHARED_INFO), "shared_info": {"gfn": 1}}
+    timer = {"port": 7, "priority": 0xFFFF_FFFF, "expires_ns": 1000}
+    store = Mem(op="write", gpa=0x5000, data=b"x")
+    clear = Mem(op="write", gpa=upcall_pending, data=b"\0")
+    events: list[TimedEvent] = [
+        (0, Ioctl(name="KVM_XEN_HVM_SET_ATTR", arg=shared_info, ret=0), None),
+        (10, vcpu_attr(VcpuAttr.VCPU_INFO, gpa=upcall_pending), None),
+        (20, store, None),
+        (30, clear, None),
+        (40, vcpu_attr(VcpuAttr.TIMER, timer=timer), None),
+        (900, store, None),
+        (5000, store, None),
+        (6000, clear, None),
+        (7000, store, None),
+    ]
+    vm, tally = replayed(Header(vm=SHAPE), events, audience)
+    assert vm.read_memory(0x1800, 1) == bytes([1 << 7])
+    assert vm.read_memory(upcall_pending, 1) == b"\0"
+    assert vm.machine.state.now == 6000
+    assert tally.events == len(events)
+
+
 def test_a_vm_is_the_same_whoever_looked() -> None:
     """With nobody looking, events are done a quicker way: time, timers, memory and counts are the same."""
-    watched, counted = replayed(EVERYONE)
-    audience = _Nobody()
-    unwatched, counted_unwatched = replayed(audience)
+    trace, audience = open_trace("@linux-boot"), _Nobody()
+    assert isinstance(trace, XktTrace)
+    watched, counted = replayed(trace.header, trace.timed_events(), EVERYONE)
+    unwatched, counted_unwatched = replayed(trace.header, trace.timed_events(), audience)
     assert audience.counted.times > counted.hypercalls // 2
     assert counted_unwatched == counted
     first, second = watched.machine.state, unwatched.machine.state
