@@ -160,14 +160,14 @@ class _KernelReplay:
             elif ts > now:
                 now = ts
             happened: Event | None
-            found: list[Difference] = []
+            found: list[Difference]
             if told is not None:
                 clock(begun)
                 due = 0
                 call = call_of(id(event)) or self._know_call(event)
                 happened = call.again(ts, told)
                 hypercalls += 1
-                window = call.window
+                window, found = call.window, []
                 if happened is event and call.repeats.valid and type(following[1]) is not Irq:
                     window = ()
                     vector = take_interrupt(call.vcpu)
@@ -190,10 +190,10 @@ class _KernelReplay:
                 if happened is None:
                     known.recent.append((index, ts, event, None))
                     continue
-                kept, recent, tells, wanted = known.kept, known.recent, True, True
+                kept, recent, found, tells, wanted = known.kept, known.recent, [], True, True
             else:
                 clock(begun)
-                due = 0
+                due, found = 0, []
                 if type(event) is Hypercall:
                     happened = self.stepper.hypercall(event, ts, recorded_answer)
                     kept, recent, window = brief(event), self._recent(event.vcpu), (event.vcpu,)
