@@ -46,21 +46,22 @@ def test_ports_add_up(new_vm: Builder, *, long_mode: bool) -> None:
 
 
 @LAYOUTS
-@pytest.mark.parametrize("port", [0, 1024, 1025, 4096, 0x7FFF_FFFF, 0x8000_0000, U32_MAX])
-def test_ports_out_of_range(new_vm: Builder, *, long_mode: bool, port: int) -> None:
+def test_ports_out_of_range(new_vm: Builder, *, long_mode: bool) -> None:
     """Port 0 and ports from the layout's limit on (4096, or 1024 in 32 bits) are -EINVAL."""
     vm = new_vm.ready(long_mode=long_mode)
-    valid = 0 < port < (4096 if long_mode else 1024)
-    vm.send(port, ret=0 if valid else -EINVAL)
-    vm.pending(*([port] if valid else []))
+    for port in (0, 1024, 1025, 4096, 0x7FFF_FFFF, 0x8000_0000, U32_MAX):
+        valid = 0 < port < (4096 if long_mode else 1024)
+        vm.send(port, ret=0 if valid else -EINVAL)
+        vm.pending(*([port] if valid else []))
+        vm.clear_events()
 
 
-@pytest.mark.parametrize("priority", [0, 1, 0x7FFF_FFFF, 0xFFFF_FFFE])
-def test_priority(new_vm: Builder, priority: int) -> None:
+def test_priority(new_vm: Builder) -> None:
     """A priority other than 2LEVEL is -EINVAL."""
     vm = new_vm.ready()
-    vm.send(5, priority=priority, ret=-EINVAL)
-    vm.pending()
+    for priority in (0, 1, 0x7FFF_FFFF, 0xFFFF_FFFE):
+        vm.send(5, priority=priority, ret=-EINVAL)
+        vm.pending()
 
 
 def test_target_is_a_kvm_id(new_vm: Builder) -> None:

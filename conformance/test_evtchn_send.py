@@ -73,21 +73,21 @@ def test_eventfd_that_is_full(new_vm: Builder) -> None:
     vm.eventfd_holds(fd, U64_MAX)
 
 
-@pytest.mark.parametrize("port", [0, 8, 10, 4096, 0x8000_0000, U32_MAX])
-def test_unknown_port(new_vm: Builder, port: int) -> None:
+def test_unknown_port(new_vm: Builder) -> None:
     """A send to a port that is not in the table of outbound ports goes to the VMM."""
     vm = new_vm.ready()
     vm.outbound(9, port=70)
-    vm.vcpus[0].evtchn_send(port, answers=FORWARDED)
-    vm.pending()
+    for port in (0, 8, 10, 4096, 0x8000_0000, U32_MAX):
+        vm.vcpus[0].evtchn_send(port, answers=FORWARDED)
+        vm.pending()
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("at", [NOWHERE, MEMORY, MEMORY - 3, MEMORY - 1], ids=hex)
-def test_unreadable_argument(new_vm: Builder, at: int, mode: Mode) -> None:
+def test_unreadable_argument(new_vm: Builder, mode: Mode) -> None:
     """An argument whose 4 bytes can't be read is -EFAULT, not forwarded."""
     vcpu = new_vm.ready().vcpus[0]
-    vcpu.call(EVENT_CHANNEL_OP, EvtchnOp.send, at, answers=-EFAULT, mode=mode)
+    for at in (NOWHERE, MEMORY, MEMORY - 3, MEMORY - 1):
+        vcpu.call(EVENT_CHANNEL_OP, EvtchnOp.send, at, answers=-EFAULT, mode=mode)
 
 
 def test_argument_at_the_end_of_memory(new_vm: Builder) -> None:
@@ -173,14 +173,14 @@ def test_above_cpl_0(new_vm: Builder, cpl: int) -> None:
     vm.pending()
 
 
-@pytest.mark.parametrize("op", [op for op in range(14) if op != EvtchnOp.send])
-def test_other_sub_ops(new_vm: Builder, op: int) -> None:
+def test_other_sub_ops(new_vm: Builder) -> None:
     """Other sub-operations of event_channel_op go to the VMM."""
     vm = new_vm.ready()
     vm.outbound(9, port=70)
     vm.store(ARGUMENT, b"\x09\0\0\0")
-    vm.vcpus[0].call(EVENT_CHANNEL_OP, op, ARGUMENT, answers=FORWARDED)
-    vm.pending()
+    for op in [op for op in range(14) if op != EvtchnOp.send]:
+        vm.vcpus[0].call(EVENT_CHANNEL_OP, op, ARGUMENT, answers=FORWARDED)
+        vm.pending()
 
 
 def test_sub_op_has_64_bits(new_vm: Builder) -> None:

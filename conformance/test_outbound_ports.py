@@ -45,13 +45,13 @@ def test_bounds_of_the_target(new_vm: Builder, *, long_mode: bool) -> None:
     vm.pending(limit - 1)
 
 
-@pytest.mark.parametrize("type_", [0, 1, 3, 4, 6, 7, U32_MAX])
-def test_other_types(new_vm: Builder, type_: int) -> None:
+def test_other_types(new_vm: Builder) -> None:
     """Types other than EVTCHNSTAT_interdomain and EVTCHNSTAT_ipi are -EINVAL."""
     vm = new_vm.ready()
-    vm.outbound(9, type_=type_, port=9, ret=-EINVAL)
-    vm.outbound(9, type_=type_, fd=vm.eventfd(), ret=-EINVAL)
-    vm.vcpus[0].evtchn_send(9, answers=FORWARDED)
+    for type_ in (0, 1, 3, 4, 6, 7, U32_MAX):
+        vm.outbound(9, type_=type_, port=9, ret=-EINVAL)
+        vm.outbound(9, type_=type_, fd=vm.eventfd(), ret=-EINVAL)
+        vm.vcpus[0].evtchn_send(9, answers=FORWARDED)
 
 
 def test_ipi_goes_to_its_own_number(new_vm: Builder) -> None:
@@ -63,12 +63,12 @@ def test_ipi_goes_to_its_own_number(new_vm: Builder) -> None:
 
 
 @pytest.mark.parametrize("type_", [IPI, INTERDOMAIN], ids=["ipi", "interdomain"])
-@pytest.mark.parametrize("priority", [0, 1, 0xFFFF_FFFE])
-def test_priority(new_vm: Builder, type_: int, priority: int) -> None:
+def test_priority(new_vm: Builder, type_: int) -> None:
     """A priority other than 2LEVEL is -EINVAL."""
     vm = new_vm.ready()
-    vm.outbound(9, type_=type_, port=9, priority=priority, ret=-EINVAL)
-    vm.vcpus[0].evtchn_send(9, answers=FORWARDED)
+    for priority in (0, 1, 0xFFFF_FFFE):
+        vm.outbound(9, type_=type_, port=9, priority=priority, ret=-EINVAL)
+        vm.vcpus[0].evtchn_send(9, answers=FORWARDED)
 
 
 def test_target_need_not_exist(new_vm: Builder) -> None:

@@ -22,47 +22,45 @@ HOLES = [MEMORY, NOWHERE, 0xBFFF_F000, 0xFED0_0000, 0xFFFF_F000]
 """What the guest has mapped without memory behind it."""
 
 
-@pytest.mark.parametrize("upper", ALIASES, ids=hex)
-def test_aliases(new_vm: Builder, upper: int) -> None:
+def test_aliases(new_vm: Builder) -> None:
     """Bits 48 to 63 of a 64-bit pointer are ignored: a pointer that isn't canonical works."""
     vm = new_vm.timers()
     vcpu = vm.vcpus[0]
     fd = vm.eventfd()
     vm.outbound(9, fd=fd)
-    vm.store(ARGUMENT, U32.pack(9))
-    vcpu.call(Hypercall.event_channel_op, EvtchnOp.send, ARGUMENT | upper)
-    vm.eventfd_holds(fd, 1)
-    vcpu.store_time(ARGUMENT, 1 << 62, bytes(16))
-    vcpu.call(Hypercall.vcpu_op, VcpuOp.set_singleshot_timer, 10, ARGUMENT | upper)
-    vcpu.timer_is(20, 1 << 62)
+    for upper in ALIASES:
+        vm.store(ARGUMENT, U32.pack(9))
+        vcpu.call(Hypercall.event_channel_op, EvtchnOp.send, ARGUMENT | upper)
+        vm.eventfd_holds(fd, 1)
+        vcpu.store_time(ARGUMENT, 1 << 62, bytes(16))
+        vcpu.call(Hypercall.vcpu_op, VcpuOp.set_singleshot_timer, 10, ARGUMENT | upper)
+        vcpu.timer_is(20, 1 << 62)
 
 
-@pytest.mark.parametrize(
-    "pointer", [ARGUMENT | upper for upper in UNMAPPED] + HOLES + [2**64 - 1, 2**64 - 4096], ids=hex
-)
-def test_nothing_there(new_vm: Builder, pointer: int) -> None:
+def test_nothing_there(new_vm: Builder) -> None:
     """A pointer to nothing is -EFAULT, and changes nothing."""
     vm = new_vm.timers()
     vcpu = vm.vcpus[0]
     fd = vm.eventfd()
     vm.outbound(9, fd=fd)
     vm.store(ARGUMENT, U32.pack(9))
-    vcpu.call(Hypercall.event_channel_op, EvtchnOp.send, pointer, answers=-EFAULT)
-    vcpu.call(Hypercall.vcpu_op, VcpuOp.set_singleshot_timer, 10, pointer, answers=-EFAULT)
-    vcpu.call(Hypercall.sched_op, SchedOp.poll, pointer, answers=-EFAULT)
-    vm.eventfd_holds(fd, 0)
-    vcpu.timer_is(20)
+    for pointer in [ARGUMENT | upper for upper in UNMAPPED] + HOLES + [2**64 - 1, 2**64 - 4096]:
+        vcpu.call(Hypercall.event_channel_op, EvtchnOp.send, pointer, answers=-EFAULT)
+        vcpu.call(Hypercall.vcpu_op, VcpuOp.set_singleshot_timer, 10, pointer, answers=-EFAULT)
+        vcpu.call(Hypercall.sched_op, SchedOp.poll, pointer, answers=-EFAULT)
+        vm.eventfd_holds(fd, 0)
+        vcpu.timer_is(20)
 
 
 @pytest.mark.parametrize("mode", MODES_32)
-@pytest.mark.parametrize("pointer", [*HOLES, 0xFFFF_FFFE, 0xFFFF_FFF8], ids=hex)
-def test_nothing_there_in_32_bits(new_vm: Builder, pointer: int, mode: Mode) -> None:
+def test_nothing_there_in_32_bits(new_vm: Builder, mode: Mode) -> None:
     """A 32-bit caller's pointer to nothing is -EFAULT, also where it would wrap."""
     vm = new_vm.timers()
     vcpu = vm.vcpus[0]
-    vcpu.call(Hypercall.event_channel_op, EvtchnOp.send, pointer, answers=-EFAULT, mode=mode)
-    vcpu.call(Hypercall.vcpu_op, VcpuOp.set_singleshot_timer, 10, pointer, answers=-EFAULT, mode=mode)
-    vcpu.call(Hypercall.sched_op, SchedOp.poll, pointer, answers=-EFAULT, mode=mode)
+    for pointer in (*HOLES, 0xFFFF_FFFE, 0xFFFF_FFF8):
+        vcpu.call(Hypercall.event_channel_op, EvtchnOp.send, pointer, answers=-EFAULT, mode=mode)
+        vcpu.call(Hypercall.vcpu_op, VcpuOp.set_singleshot_timer, 10, pointer, answers=-EFAULT, mode=mode)
+        vcpu.call(Hypercall.sched_op, SchedOp.poll, pointer, answers=-EFAULT, mode=mode)
 
 
 def test_across_pages(new_vm: Builder) -> None:

@@ -71,19 +71,20 @@ def test_none_at_first(new_vm: Builder) -> None:
 
 @MODES
 @FLAG
-@pytest.mark.parametrize("offset", [0x100, 0x101, 0x104, 0x107, "last"])
-def test_within_a_page(new_vm: Builder, *, long_mode: bool, flag: int, offset: int | str) -> None:
+def test_within_a_page(new_vm: Builder, *, long_mode: bool, flag: int) -> None:
     """The copy is written when RUNSTATE_ADDR is set, at any alignment, and at each change of state."""
     vm = vm_with(new_vm, long_mode=long_mode, flag=flag)
     vcpu = vm.vcpus[0]
-    gpa = END - LAYOUTS[long_mode].size if isinstance(offset, str) else RUNSTATE + offset
-    vcpu.set(DATA, ACCOUNT)
-    vcpu.set(ADDR, gpa)
-    vcpu.get(ADDR, gpa)
-    copied(vm, gpa)
-    for state in Runstate:
-        vcpu.set(CURRENT, state)
+    for offset in (0x100, 0x101, 0x104, 0x107, "last"):
+        vm.store(RUNSTATE, bytes([FILL]) * (2 * PAGE_SIZE))
+        gpa = END - LAYOUTS[long_mode].size if isinstance(offset, str) else RUNSTATE + offset
+        vcpu.set(DATA, ACCOUNT)
+        vcpu.set(ADDR, gpa)
+        vcpu.get(ADDR, gpa)
         copied(vm, gpa)
+        for state in Runstate:
+            vcpu.set(CURRENT, state)
+            copied(vm, gpa)
 
 
 @MODES

@@ -13,6 +13,7 @@ from pytest_xenkvm.trace.decode_values import text
 from pytest_xenkvm.trace.errors import TraceError
 from pytest_xenkvm.trace.events import Event
 from pytest_xenkvm.trace.files import find_traces, open_trace
+from pytest_xenkvm.trace.xkt import UNFINISHED
 
 BROKEN_EXIT: Final = 1
 """One of the traces can't be read to its end."""
@@ -45,21 +46,24 @@ def check(ctx: click.Context, traces: tuple[str, ...], *, quiet: bool) -> None:
     broken = False
     for path in [path for spec in traces for path in find_traces(spec)]:
         try:
-            events = _read(path)
+            events, unfinished = _read(path)
         except TraceError as error:
             broken = True
             click.echo(text(" ".join(str(error).split()), _MAX_SENTENCE))
         else:
             if not quiet:
-                click.echo(f"{text(str(path), _MAX_SENTENCE)}: {events:,} event{'' if events == 1 else 's'}")
+                mark = " (its recording was not finished)" * unfinished
+                count = f"{events:,} event{'' if events == 1 else 's'}"
+                click.echo(f"{text(str(path), _MAX_SENTENCE)}: {count}{mark}")
     if broken:
         ctx.exit(BROKEN_EXIT)
 
 
-def _read(path: Path) -> int:
-    """The number of events in a trace. Raises `TraceError`."""
+def _read(path: Path) -> tuple[int, bool]:
+    """The number of events, and whether the recording goes on or was killed. Raises `TraceError`."""
+    trace = open_trace(path)
     try:
-        return sum(1 for _ in _watched(path, open_trace(path).events()))
+        return sum(1 for _ in _watched(path, trace.events())), UNFINISHED in trace.header.extra
     finally:
         if sys.stderr.isatty():
             click.echo("\r\x1b[K", nl=False, err=True)

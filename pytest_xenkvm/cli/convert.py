@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -10,7 +11,8 @@ import click
 from pytest_xenkvm.cli.errors import UserError
 from pytest_xenkvm.cli.output import check_output, force_option, watched
 from pytest_xenkvm.trace.decode_values import text
-from pytest_xenkvm.trace.files import open_trace, write_trace
+from pytest_xenkvm.trace.events import Event
+from pytest_xenkvm.trace.files import Trace, open_trace, write_trace
 from pytest_xenkvm.trace.xkt import XktTrace
 
 _EPILOG: Final = """\b
@@ -39,9 +41,18 @@ def convert(source: str, target: Path, *, salvage: bool, force: bool) -> None:
     """
     check_output(target, [source], force=force)
     trace = open_trace(source) if not salvage else XktTrace(Path(source), salvage=True)
-    written = write_trace(target, trace.header, watched(trace.events(), "events written"))
+    events = _some(trace) if salvage else trace.events()
+    written = write_trace(target, trace.header, watched(events, "events written"))
     if isinstance(trace, XktTrace) and not trace.complete:
         click.echo(f"{text(trace.name)}: its writer was stopped; this is what it had written", err=True)
-    if salvage and not written:
-        raise UserError(f"{source}: holds no whole block of events")
     click.echo(f"wrote {text(str(target), 1000)}: {written:,} events", err=True)
+
+
+def _some(trace: Trace) -> Iterator[Event]:
+    """The events of a trace, of which there must be some."""
+    events = trace.events()
+    first = next(events, None)
+    if first is None:
+        raise UserError(f"{text(trace.name)}: holds no whole block of events")
+    yield first
+    yield from events

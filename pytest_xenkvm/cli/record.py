@@ -12,13 +12,14 @@ import click
 from attrs import define
 
 from pytest_xenkvm.cli.errors import UserError
-from pytest_xenkvm.record.control import Ending, signals_noted, start
+from pytest_xenkvm.record.control import Ending, Signals, signals_noted, start
 from pytest_xenkvm.record.errors import RecordError
 from pytest_xenkvm.record.host import host_facts
 from pytest_xenkvm.record.leftovers import find_leftovers, remove_leftovers
 from pytest_xenkvm.record.session import Recorder, Setup, recording
 from pytest_xenkvm.record.tracefs import Tracefs, find_tracefs
 from pytest_xenkvm.trace.decode_values import text
+from pytest_xenkvm.trace.errors import TraceError
 
 _NOTHING_EXIT: Final = 1
 _SIGNAL_BASE: Final = 128
@@ -102,17 +103,22 @@ def record(  # noqa: PLR0913 - an argument an option
         if clean and not command and pid is None:
             return 0
         _check(command, pid, output, force=force)
-        setup = Setup(tracefs=mounted, buffer_kb=buffer_size or _buffer_kb())
+        setup = Setup(tracefs=mounted, buffer_kb=buffer_size or _buffer_kb(), follow=bool(command or pid))
         facts = host_facts()
+        ending = Ending(signals=Signals(), pid=pid, duration=duration, max_events=max_events)
         with (
-            signals_noted() as signals,
+            signals_noted(ending.signals),
             recording(
                 setup, facts, outputs=lambda number: numbered(output, number), force=force, limit=max_events
             ) as recorder,
         ):
-            ending = Ending(signals=signals, pid=pid, duration=duration, max_events=max_events)
             _run(recorder, ending, command, quiet=quiet)
         return _status(recorder, ending, quiet=quiet)
+    except TraceError as error:
+        if ending.child is not None and ending.child.poll() is None:
+            click.echo(f"the recording failed, and the command goes on: {error}", err=True)
+            ending.child.wait()
+        raise
     except RecordError as error:
         raise UserError(str(error)) from error
 

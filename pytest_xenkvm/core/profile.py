@@ -39,8 +39,8 @@ class Profile:
     """Writing the wall clock (SHARED_INFO, LONG_MODE, a latch) also renews every vCPU's pvclock structures
     (`kvm_xen_shared_info_init`)."""
     runstate_ignores_backward_clock: bool
-    """A runstate change whose clock went backwards accounts no time, and stolen time never exceeds the
-    elapsed time (`kvm_xen_update_runstate`)."""
+    """A runstate change whose clock went backwards accounts no time and leaves the entry time alone, and
+    stolen time never exceeds the elapsed time (`kvm_xen_update_runstate`)."""
 
 
 @frozen(kw_only=True)

@@ -70,8 +70,9 @@ def change(vm: VmState, vcpu: VcpuState, state: int) -> None:
             elapsed -= _add_stolen(vm, vcpu, elapsed)
         times = account.times
         times[account.state] = times[account.state] + elapsed & U64_MAX
+        account.entry_time = now
     account.seen_run_delay = vcpu.run_delay
-    account.state, account.entry_time = state, now
+    account.state = state
     if vcpu.runstate_head.mapped is not None:
         write_guest(vm, vcpu, atomic=state == _RUNNABLE)
 

@@ -119,8 +119,8 @@ SWITCHES: Final[tuple[Switch, ...]] = (
     Switch(
         field="runstate_ignores_backward_clock",
         title=(
-            "A clock that went backwards adds nothing to the runstate times, and stolen time never exceeds "
-            "the elapsed time"
+            "A clock that went backwards changes neither the runstate times nor their entry time, and stolen "
+            "time never exceeds the elapsed time"
         ),
         source="kvm_xen_update_runstate; Linux 7.3",
         shows=(

@@ -37,7 +37,7 @@ _KERNEL_STACK: Final = 0x10000
 _STACKS: Final = 0x20000
 _STACK_SIZE: Final = 0x100
 _STACK_COUNT: Final = 4096
-SPARE: Final = _STACKS + _STACK_SIZE * (_STACK_COUNT + 1)
+SPARE: Final = _STACKS + _STACK_SIZE * _STACK_COUNT
 """Pages that hosts may use as they like."""
 SPARE_PAGES: Final = 64
 

@@ -11,7 +11,9 @@ _KEPT_BYTES: Final = 32 << 10
 _SHOWN_LINES: Final = 60
 _QUIET_LINES: Final = 15
 """How many are enough where the kernel didn't complain."""
-_COMPLAINT: Final = re.compile(r"Kernel panic|BUG:|Oops|sysrq: |Call Trace|Traceback|general protection")
+_COMPLAINT: Final = re.compile(
+    r"Kernel panic|BUG:|Oops|sysrq: |Call Trace|Traceback|general protection|fatal: "
+)
 _OF_NO_INTEREST: Final = ("reboot: ", "TCG doesn't support requested feature")
 """The kernel's line when it ends as it should, and what QEMU says of the CPU at each start."""
 

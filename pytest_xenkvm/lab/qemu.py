@@ -15,6 +15,7 @@ from attrs import frozen
 
 from pytest_xenkvm.lab.errors import LabError
 from pytest_xenkvm.lab.guest_init import PORTS
+from pytest_xenkvm.lab.host_clock import tsc_khz
 
 _PROGRAM: Final = "qemu-system-x86_64"
 _KERNEL_OPTIONS: Final = (
@@ -64,15 +65,9 @@ def command_line(machine: Machine, kernel: Path, initramfs: int, pipes: Sequence
     for number, (name, port) in enumerate(zip(PORTS, ports, strict=True), 1):
         words += ["-chardev", f"file,id=port{number},path=/proc/self/fd/{port}"]
         words += ["-device", f"virtserialport,nr={number},chardev=port{number},name={name}"]
-    return [
-        *words,
-        "-kernel",
-        str(kernel),
-        "-initrd",
-        f"/proc/self/fd/{initramfs}",
-        "-append",
-        _KERNEL_OPTIONS,
-    ]
+    khz = tsc_khz()
+    options = f"{_KERNEL_OPTIONS} tsc_early_khz={khz}" if khz else _KERNEL_OPTIONS
+    return [*words, "-kernel", str(kernel), "-initrd", f"/proc/self/fd/{initramfs}", "-append", options]
 
 
 def start(words: Sequence[str], inherited: Sequence[int]) -> subprocess.Popen[bytes]:

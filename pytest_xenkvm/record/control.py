@@ -43,12 +43,11 @@ class Signals:
 
 
 @contextmanager
-def signals_noted() -> Iterator[Signals]:
+def signals_noted(signals: Signals) -> Iterator[None]:
     """Note signals instead of dying of them."""
-    signals = Signals()
     before = {number: signal.signal(number, signals.note) for number in _SIGNALS}
     try:
-        yield signals
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -33,10 +33,14 @@ _DRAIN_S: Final = 5.0
 
 @define(kw_only=True)
 class Setup:
-    """What was asked for: `buffer_kb` for each CPU; `name` of all that is made in tracefs."""
+    """What was asked for: `buffer_kb` for each CPU; `name` of all that is made in tracefs.
+
+    `follow`: whether to follow who starts whom, for a recording of some processes only.
+    """
 
     tracefs: Tracefs
     buffer_kb: int
+    follow: bool = False
     name: str = Factory(own_name)
 
 
@@ -153,7 +157,7 @@ def _set_up(setup: Setup, instance: Instance) -> str:
         _follow_timers(instance)
     instance.enable(host.HYPERCALL)
     instance.enable(host.EXIT, condition=_XEN_EXIT)
-    for event in family.EVENTS:
+    for event in family.EVENTS if setup.follow else ():
         instance.enable(event)
     return doubts
 

@@ -145,7 +145,11 @@ class VmRecording:
                 self._lost_before = 0
             if (self.full, self._importer.threads.count) != self._promised:
                 self._renew_header(writer, must=True)
-            writer.write(event)
+            try:
+                writer.write(event)
+            except Malformed as error:
+                self.degrade(f"an event could not be written ({error})")
+                continue
             self.events[event.kind] += 1
 
     def _check_answer(self, event: Event) -> None:

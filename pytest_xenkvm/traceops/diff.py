@@ -25,7 +25,7 @@ MAX_LABELS: Final = 1000
 """Rows of the summary: a hostile trace may hold any number of hypercall numbers."""
 OTHERS: Final = "(others)"
 
-_TRIES: Final = ((64, 8), (1000, 16), (1000, 4), (1000, 1))
+_TRIES: Final = ((16, 4), (64, 8), (1000, 16), (1000, 4), (1000, 1))
 """Among how many events of either side a common place is looked for, how many must agree in a row there."""
 
 _NOT_COMPARED: Final = frozenset({"ts", "inferred", "extra"})

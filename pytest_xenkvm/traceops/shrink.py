@@ -25,8 +25,8 @@ from pytest_xenkvm.traceops.roles import sets_up
 _WINDOWS: Final = (1, 16, 256, 1 << 12, 1 << 16, 1 << 20)
 """How many of the last events are tried together with the set-up, before all."""
 
-_BEGINNINGS: Final = 16
-"""How much longer each try at a beginning that fails is."""
+_LONGER: Final = 16
+"""How many times more events each try adds to a beginning that is too short to fail."""
 
 Progress = Callable[[int, int], None]
 """Told how many events are left, and how many replays that took."""
@@ -65,8 +65,7 @@ def shrink(
     """
     began = time.monotonic()
     judgement = Judgement(trace.header, setting, failure)
-    end = _beginning(trace, judgement)
-    events = _window(trace, judgement, end)
+    events = _some_that_fail(trace, judgement)
     shrinking = _Shrinking(
         judgement=judgement, events=events, kept=list(events), deadline=began + budget, progress=progress
     )
@@ -87,14 +86,26 @@ def shrink(
     )
 
 
-def _beginning(trace: TraceSource, judgement: Judgement) -> int:
-    """How many events from the start are enough; usually those up to the one that fails."""
-    shortest = 0 if judgement.failure.index is None else judgement.failure.index + 1
+def _some_that_fail(trace: TraceSource, judgement: Judgement) -> dict[int, Event]:
+    """Events by index that fail, as few as can be told without trying much; raises NotFailing."""
+    index = judgement.failure.index
+    shortest = 0 if index is None else index + 1
+    events = _window(trace, judgement, shortest)
+    if events is None:
+        end = _beginning(trace, judgement, shortest)
+        events = None if end == shortest else _window(trace, judgement, end)
+        if events is None:
+            events = dict(enumerate(islice(trace.events(), end)))
+    return events
+
+
+def _beginning(trace: TraceSource, judgement: Judgement, shortest: int) -> int:
+    """How many events from the start are enough; `shortest`, to the one that fails, or some more."""
     too_short, enough, step = shortest - 1, shortest, 1
     while not judgement.beginning_fails(trace, enough):
         if next(islice(trace.events(), enough, None), None) is None:
             raise NotFailing("replayed once more, the trace doesn't fail in the same way")
-        too_short, enough, step = enough, enough + step, step * _BEGINNINGS
+        too_short, enough, step = enough, enough + step, step * _LONGER
     while enough - too_short > 1:
         middle = (too_short + enough) // 2
         if judgement.beginning_fails(trace, middle):
@@ -104,15 +115,15 @@ def _beginning(trace: TraceSource, judgement: Judgement) -> int:
     return enough
 
 
-def _window(trace: TraceSource, judgement: Judgement, end: int) -> dict[int, Event]:
-    """Events by index that fail: as few of the last as will do, and all set-up before them."""
+def _window(trace: TraceSource, judgement: Judgement, end: int) -> dict[int, Event] | None:
+    """As few of the last events before `end` as will do, and all set-up before them; None if all it takes."""
     for size in _WINDOWS:
         if size >= end:
             break
         events = _with_set_up(trace, end, size)
         if judgement.part_fails(events, list(events)):
             return events
-    return dict(enumerate(islice(trace.events(), end)))
+    return None
 
 
 def _with_set_up(trace: TraceSource, end: int, size: int) -> dict[int, Event]:

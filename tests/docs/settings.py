@@ -25,6 +25,11 @@ def _a_recording(folder: Path) -> None:
     (folder / "host-kernel.txt").write_text("6.12.117+deb12-cloud-amd64\n")
 
 
+def _a_recording_and_a_trace(folder: Path) -> None:
+    _a_recording(folder)
+    shutil.copy(bundled_traces()["linux-boot-1vcpu"], folder / "guest.xkt")
+
+
 def _traces_of_both_formats(folder: Path) -> None:
     shutil.copy(bundled_traces()["linux-boot-1vcpu"], folder / "boot.xkt")
     trace = open_trace("@linux-boot-1vcpu")
@@ -71,7 +76,7 @@ SETTINGS: Final[dict[tuple[str, str], Callable[[Path], None]]] = {
     ("docs/reference/adapter-protocol.md", "console"): _the_adapter,
     ("docs/how-to/badge-and-reports.md", "sh"): _reports,
     ("docs/how-to/ci.md", "sh"): _traces_and_an_earlier_report,
-    ("docs/how-to/record-a-guest.md", "sh"): _a_recording,
+    ("docs/how-to/record-a-guest.md", "sh"): _a_recording_and_a_trace,
     ("docs/reference/importers.md", "python"): _a_recording,
     ("docs/reference/trace-format.md", "python"): _traces_of_both_formats,
 }
@@ -112,14 +117,19 @@ NOT_RUN: Final = {
     ("README.md", "python3 -m venv .venv && .venv/bin/pip install --quiet --editable"): (
         "runs these tests; .ci/run does it word for word"
     ),
+    ("docs/how-to/judge-a-kernel.md", "pytest --pyargs pytest_xenkvm.conformance --xenkvm-host=kvm"): (
+        "needs a kernel with Xen support; CI runs it in the lab"
+    ),
     ("docs/contributing.md", "python3 -m venv .venv"): _A_CHECKOUT,
     ("docs/contributing.md", "python -m pytest -n 2"): _A_CHECKOUT,
     ("docs/contributing.md", "python tools/reference_pages.py"): _A_CHECKOUT,
-    ("docs/contributing.md", "pytest --xenkvm-trace=@linux-boot"): "test_site.py runs it",
+    ("docs/contributing.md", "pytest linux-boot.xkt"): "test_site.py runs it",
     (
         "docs/contributing.md",
         "coverage run -m pytest",
     ): "runs these tests; tox's environment cov does the same",
+    ("docs/how-to/record-a-guest.md", "xenkvm record -o"): _A_HOST,
+    ("docs/how-to/record-a-guest.md", "xenkvm record --host"): _A_HOST,
     ("docs/how-to/lab.md", "xenkvm lab fetch"): _A_LAB,
     ("docs/how-to/lab.md", "xenkvm lab run -- uname"): _A_LAB,
     ("docs/how-to/lab.md", "xenkvm lab run --copy"): _A_LAB,

@@ -56,7 +56,7 @@ def delivery(port: int, ret: int, *, by: str, upcall: int | None = None) -> list
     ]
 
 
-def imported(lines: Iterable[str], name: str = "ftrace-kprobes", **given: str | int) -> Imported:
+def imported(lines: Iterable[str], name: str = "ftrace-kprobes", **given: str | int | None) -> Imported:
     """Import lines with the named importer; the kernel is one whose a4 and a5 are right."""
     return IMPORTERS[name].run(lines, path="recording", given=Given(**{"kernel": KERNEL, **given}))  # type: ignore[arg-type]  # by name
 

@@ -99,6 +99,35 @@ def test_enough_memory_is_enough() -> None:
     assert header.vm.memory == (MemorySlot(gpa=0, size=0x6000),)
 
 
+CREATE_7, GUEST_PAGE = "sys_ioctl(fd: 9, cmd: ae41, arg: 7)", set_attr("vcpu", 1, 1 << 55)
+
+
+def test_vms_that_cannot_be_are_refused() -> None:
+    """Two vCPUs of one id, or memory beyond any guest's, is damage or two VMs: the recording is refused."""
+    twice = [line(CREATE_7, task="vmm-9"), line(CREATE_7, task="vmm-9")]
+    beyond = [line(text) for text in (call(29, 0), kept(), *GUEST_PAGE)]
+    for lines in (twice, beyond):
+        with pytest.raises(Malformed, match=r"^recording: shows a VM that can't be: header: vm\."):
+            imported([line(CONFIG), *lines])
+
+
+def test_a_vcpu_that_was_not_created() -> None:
+    """A KVM_CREATE_VCPU that failed made no vCPU."""
+    texts = [CREATE_7, "sys_ioctl -> 0xa", CREATE_7, "sys_ioctl -> 0xffffffffffffffef"]
+    for task in ("vmm-9", "CPU 0/KVM-160"):
+        trace = imported([line(CONFIG), *(line(text, task=task) for text in texts)])
+        assert trace.header.vm is not None
+        assert trace.header.vm.vcpus == (VcpuShape(index=0, id=7),)
+
+
+def test_ids_that_are_assumed_are_free() -> None:
+    """A vCPU whose id was not seen has that of its index, unless another vCPU has that."""
+    first = line("sys_ioctl(fd: 9, cmd: ae41, arg: 0)", task="CPU 1/KVM-161")
+    trace = imported([line(CONFIG), first, line(call(29, 0))])
+    assert trace.header.vm is not None
+    assert trace.header.vm.vcpus == (VcpuShape(index=0, id=2), VcpuShape(index=1, id=0))
+
+
 @pytest.mark.parametrize(("name", "lines"), [("ftrace", TWO_VCPUS), ("qemu-log", QEMU_LOG)])
 def test_a_vm_that_the_recording_does_not_show(name: str, lines: list[str]) -> None:
     """Memory and irqchip make the VM, with the vCPUs that made hypercalls; half of it is refused."""

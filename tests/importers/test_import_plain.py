@@ -78,20 +78,30 @@ def test_without_cpl() -> None:
     assert (made.cpl, made.extra) == (0, {"untrusted": ["a4", "a5", "cpl"]})
 
 
+WIDE_CALL = call(29, 0).replace(": ", ":    ", 1)
+"""A call as trace-cmd prints it: the event's name is padded."""
+
+
 @pytest.mark.parametrize(
     ("text", "name"),
     [
-        (f"  CPU 3/KVM-160   [000]  1795343266.375944: {call(29, 0).replace(': ', ':    ', 1)}", "trace-cmd"),
-        (
-            f"  CPU 3/KVM-160   [000] d..1. 1795343266.375: {call(29, 0).replace(': ', ':    ', 1)}",
-            "trace-cmd",
-        ),
+        (f"  CPU 3/KVM-160   [000]  1795343266.375944: {WIDE_CALL}", "trace-cmd"),
+        (f"xen:   CPU 3/KVM-160   [000]  1795343266.375944: {WIDE_CALL}", "trace-cmd"),
+        (f"  CPU 3/KVM-160   [000] d..1. 1795343266.375: {WIDE_CALL}", "trace-cmd"),
         (f"CPU 3/KVM   160 [000] 1795343266.375944: kvm:{call(29, 0)}", "perf"),
         (f"CPU 3/KVM   156/160 [000] 1795343266.375944000:          1   kvm:{call(29, 0)}", "perf"),
         (f"  CPU 3/KVM-160   (  156) [000] d..1. 1795343266.375944: {call(29, 0)}", "ftrace"),
         (f"  CPU 3/KVM-160     [000]  1795343266.375944: {call(29, 0)}", "ftrace"),
     ],
-    ids=["trace-cmd", "with flags", "perf", "PID/TID and period", "with thread groups", "without flags"],
+    ids=[
+        "trace-cmd",
+        "with an instance",
+        "with flags",
+        "perf",
+        "PID/TID and period",
+        "with thread groups",
+        "without flags",
+    ],
 )
 def test_columns(text: str, name: str) -> None:
     """The columns of each recorder tell it, with what its options add to them."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from ftrace_text import (
     CONFIG,
@@ -20,6 +22,7 @@ from ftrace_text import (
 
 from pytest_xenkvm.trace.errors import Malformed
 from pytest_xenkvm.trace.events import Eventfd, Ioctl, MemorySlot, Wrmsr
+from pytest_xenkvm.trace.files import write_trace
 
 
 def test_configuration_result_from_the_system_calls_exit() -> None:
@@ -28,6 +31,27 @@ def test_configuration_result_from_the_system_calls_exit() -> None:
     trace = imported(line(text) for text in (enter, CONFIG, "sys_ioctl -> 0xffffffffffffffea"))
     (config,) = ioctls(trace, "KVM_XEN_HVM_CONFIG")
     assert (config.ret, config.inferred) == (-22, False)
+
+
+def test_a_runstate_is_no_event_channel(tmp_path: Path) -> None:
+    """The vCPU attribute RUNSTATE_CURRENT has the number that EVTCHN has of the VM's."""
+    trace = lives([call(29, 0), kept(), *set_attr("vcpu", 3, 1)])
+    (attr,) = ioctls(trace, "KVM_XEN_VCPU_SET_ATTR")
+    assert (attr.ret, attr.arg["type"], attr.arg["runstate"]["state"]) == (0, 3, 1)
+    assert write_trace(tmp_path / "a.xkt", trace.header, trace.events) == len(trace.events)
+
+
+def test_a_vcpu_beyond_kvms_is_refused() -> None:
+    """A vCPU number that no VM has stops the import, however many vCPUs it would make."""
+    with pytest.raises(Malformed, match="expected at most 4096 vCPUs"):
+        lives(["vcpu_created: (f) idx=4294967295 id=0"])
+
+
+def test_a_timer_expires_under_another_attribute() -> None:
+    """A host timer that is set while an attribute without a timer is on its way tells nothing of it."""
+    first, last = set_attr("hvm", 0, 1)
+    (attr,) = ioctls(lives([first, "timer_expires: (f) expires=5000", last]), "KVM_XEN_HVM_SET_ATTR")
+    assert attr.arg == {"type": 0, "long_mode": 1}
 
 
 def test_attributes_that_are_too_long_are_skipped() -> None:

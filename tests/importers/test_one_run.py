@@ -129,6 +129,19 @@ def test_trace_dat_reads_like_its_text() -> None:
     assert data.header == text.header
 
 
+@pytest.mark.skipif(shutil.which("trace-cmd") is None, reason="trace-cmd is not installed")
+def test_buffers_of_instances() -> None:
+    """A trace.dat with the hypercalls in one buffer and the exits in an instance's is one recording."""
+    path = DATA / "buffers.dat"
+    trace = IMPORTERS["trace-cmd"].run(open_recording(path), path=str(path))
+    seen = hypercalls(trace)
+    assert [(call.nr, call.cpl) for call in seen] == [
+        (call.nr, call.cpl) for call in hypercalls(read("perf"))
+    ]
+    assert sum(call.handled == "userspace" for call in seen) == 7
+    assert trace.header.kernel == KERNEL
+
+
 def test_perfs_header_tells_the_host() -> None:
     """`perf script --header` names kernel and CPU vendor, so that neither need be given."""
     header = read("perf", kernel=None).header

@@ -12,9 +12,16 @@ from ftrace_text import CONFIG, DATA, call, hypercalls, imported, line
 from pytest_xenkvm.trace.errors import Malformed, TraceError
 from pytest_xenkvm.trace.events import Header
 from pytest_xenkvm.trace.files import write_trace
-from pytest_xenkvm.trace.importers import BPFTRACE_SCRIPT, lines, open_recording, text
+from pytest_xenkvm.trace.importers import BPFTRACE_SCRIPT, detect, lines, open_recording, text
 from pytest_xenkvm.trace.importers.tool_lines import BPFTRACE, PERF, TRACE_CMD
 
+SHOWN = {
+    "trace-cmd": line(call(29, 0).replace(": ", ":    ", 1)),
+    "perf": f"CPU 0/KVM   160 [000] 100.000000: kvm:{call(29, 0)}",
+    "bpftrace": f"CPU 0/KVM-160 [000] 100.000000000: {call(29, 0)}",
+    "ftrace": line(call(29, 0)),
+}
+"""One hypercall as each recorder prints it."""
 TRACE_DAT = DATA / "one_run" / "trace.dat"
 
 
@@ -75,7 +82,7 @@ def test_trace_cmd_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_trace_cmd_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who has read enough doesn't wait for trace-cmd's end; a line without end is not read whole."""
-    fake_trace_cmd(tmp_path, monkeypatch, "while :; do echo cpus=1; done")
+    fake_trace_cmd(tmp_path, monkeypatch, "echo cpus=1; exec sleep 1000")
     recording = open_recording(TRACE_DAT)
     assert next(recording) == "cpus=1"
     recording.close()  # type: ignore[attr-defined]  # a generator
@@ -96,17 +103,22 @@ def test_trace_cmd_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 )
 def test_losses(name: str, note: str, count: int) -> None:
     """Each recorder's note of lost events is counted, and said in the trace itself."""
-    shown = {
-        "trace-cmd": line(call(29, 0).replace(": ", ":    ", 1)),
-        "perf": f"CPU 0/KVM   160 [000] 100.000000: kvm:{call(29, 0)}",
-        "bpftrace": f"CPU 0/KVM-160 [000] 100.000000000: {call(29, 0)}",
-        "ftrace": line(call(29, 0)),
-    }[name]
+    shown = SHOWN[name]
     trace = imported([shown, note, shown], name)
     assert trace.report.lost == count
     assert len(hypercalls(trace)) == 2
     assert f"The recorder lost {count:,} events or more." in trace.header.notes
     assert "lost" not in imported([shown], name).header.notes
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_old_kernels_registers_are_marked(name: str) -> None:
+    """Whoever printed them, a4 and a5 of a kernel that mixed them up, or of an unknown one, are untrusted."""
+    (good,) = hypercalls(imported([SHOWN[name]], name))
+    assert good.extra == {}
+    for kernel in ("6.12.116", "6.1.90", None):
+        (made,) = hypercalls(imported([SHOWN[name]], name, kernel=kernel))
+        assert made.extra == {"untrusted": ["a4", "a5"]}
 
 
 def test_bpftraces_order() -> None:
@@ -159,6 +171,7 @@ def test_the_script_prints_what_is_read() -> None:
         "flags=0x22 flags=0x22 msr=0x40000000 blob32=0x0 blob64=0x0 sizes=0x0",
         "flags=(fault) msr=0x40000000 blob32=0x0 blob64=0x0",
         "flags=0x22 msr=0x4000000000000000000 blob32=0x0 blob64=0x0 sizes=0x0",
+        "flags=0x22 msr=0x100000000 blob32=0x0 blob64=0x0 sizes=0x0",
     ],
 )
 def test_malformed_kprobe_fields_are_refused(fields: str) -> None:
@@ -182,3 +195,26 @@ def test_syntaxes_are_told_apart() -> None:
     assert [syntax.recognises(perf) for syntax in (PERF, TRACE_CMD)] == [True, False]
     assert [syntax.recognises(trace_cmd) for syntax in (PERF, TRACE_CMD)] == [False, True]
     assert not TRACE_CMD.recognises(line(call(29, 0)))
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        "kvm_write_tsc_offset: vcpu=0 prev=0 next=18446743879395187032",
+        "kvm_update_master_clock: masterclock 0 hostclock tsc offsetmatched 0",
+        "hvm_evtchn_send_ret: (kvm_arch_vm_ioctl+0x4ce/0xe30 [kvm] <- kvm_xen_hvm_evtchn_send) ret=0",
+    ],
+)
+def test_long_names_are_not_padded(event: str) -> None:
+    """An event whose name fills trace-cmd's column looks the same in ftrace, so it doesn't show trace-cmd."""
+    assert detect([line(event), line(CONFIG)], path="recording") == "ftrace-kprobes"
+    trace = imported([line(event), line(call(29, 0).replace(": ", ":    ", 1))], "trace-cmd")
+    assert trace.report.skipped["other events"] == 1
+
+
+def test_recordings_without_any_event_are_refused() -> None:
+    """Lines that are events, but none of Xen's, make no trace."""
+    with pytest.raises(Malformed, match="no hypercall found, expected events kvm_xen_hypercall"):
+        imported([line("sched_switch: x")], "ftrace")
+    with pytest.raises(Malformed, match="neither hypercall nor Xen ioctl found"):
+        imported([line("sched_switch: x")], "ftrace-kprobes")

@@ -19,6 +19,7 @@ import pytest
 from pytest_xenkvm.cli.lab import DIED_EXIT, LATE_EXIT
 from pytest_xenkvm.cli.main import INTERRUPT_EXIT, PIPE_EXIT
 from pytest_xenkvm.lab.errors import LabError
+from pytest_xenkvm.lab.host_clock import tsc_khz
 from pytest_xenkvm.lab.kernels import KernelCache
 from pytest_xenkvm.lab.qemu import find_qemu
 
@@ -37,6 +38,7 @@ Path("made").mkdir()
 Path("made/file").write_text("made in the lab")
 json.dump({
     "release": os.uname().release,
+    "mhz": float(Path("/proc/cpuinfo").read_text().partition("cpu MHz")[2].split()[1]),
     "capability": capability,
     "events": Path("/sys/kernel/tracing/events/kvm/kvm_xen_hypercall/format").exists(),
     "loopback": "127.0.0.1" in Path("/proc/net/fib_trie").read_text(),
@@ -99,6 +101,7 @@ def test_a_command_runs_on_a_real_kernel(tmp_path: Path, name: str) -> None:
     seen = json.loads(done.stdout)
     release = seen.pop("release")
     assert release.startswith(name.removeprefix("linux-"))
+    assert seen.pop("mhz") * 1000 == pytest.approx(tsc_khz(), rel=0.01)
     import pytest_xenkvm  # noqa: PLC0415 - for its place only
 
     assert seen == {

@@ -8,12 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from fake_tracefs import GUEST_PID, FakeKernel, Recording, pretend
+from fake_tracefs import FACTS, GUEST_PID, FakeKernel, Recording, pretend
 
-from pytest_xenkvm.record.host import HostFacts
 from pytest_xenkvm.record.session import Recorder, Setup, recording
-
-FACTS = HostFacts(kernel="7.3.0-rc7", max_vcpus=4096, cpu_vendor="amd")
 
 
 @pytest.fixture
@@ -33,7 +30,7 @@ def recorded(kernel: FakeKernel, tmp_path: Path) -> Recording:
     def record(
         *, limit: int | None = None, members: Iterable[int] = (GUEST_PID,), everybody: bool = False
     ) -> Iterator[tuple[Recorder, Callable[[Iterable[str]], None]]]:
-        setup = Setup(tracefs=kernel.tracefs, buffer_kb=1024, name="xenkvm_1_2")
+        setup = Setup(tracefs=kernel.tracefs, buffer_kb=1024, name="xenkvm_1_2", follow=True)
         with recording(setup, FACTS, outputs=output, force=False, limit=limit) as recorder:
             recorder.family.everybody = everybody
             recorder.family.threads |= set(members)

@@ -15,22 +15,24 @@ import pytest
 from attrs import Factory, define
 
 from pytest_xenkvm.record import session, tracefs
+from pytest_xenkvm.record.host import HostFacts
 from pytest_xenkvm.record.session import Recorder
 from pytest_xenkvm.record.tracefs import Instance, Tracefs
 
 DATA: Final = Path(__file__).parent / "data"
 TINY_GUEST: Final = (DATA / "tiny-guest-7.3.txt").read_text().splitlines()
 """All that Linux 7.3-rc7 told while tiny_guest.py made 6 hypercalls, the recorder's own trial before it."""
+FACTS: Final = HostFacts(kernel="7.3.0-rc7", max_vcpus=4096, cpu_vendor="amd")
 GUEST_VM: Final = "kvm=0xffff8880063fa000"
 GUEST_PID: Final = 95
 RECORDER_PID: Final = 93
 
+Recording = Callable[..., AbstractContextManager[tuple[Recorder, Callable[[Iterable[str]], None]]]]
+"""The fixture `recorded`."""
+
 _GROUPS: Final = ("kvm/kvm_xen_hypercall", "kvm/kvm_userspace_exit", "timer/hrtimer_start")
 _SCHED: Final = ("sched/sched_process_fork", "sched/sched_process_exit")
 _DEFINITION: Final = re.compile(r"[fpr]\d*:(\w+)/(\w+) .*")
-
-Recording = Callable[..., AbstractContextManager[tuple[Recorder, Callable[[Iterable[str]], None]]]]
-"""Starts a recording of a fake kernel; the second member says what that kernel tells."""
 
 
 @define

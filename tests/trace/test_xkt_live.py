@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
+from pytest_xenkvm.cli.main import run
 from pytest_xenkvm.trace.errors import TraceError
 from pytest_xenkvm.trace.events import Header, Hypercall
 from pytest_xenkvm.trace.files import open_trace, write_trace
@@ -67,13 +68,13 @@ def test_a_cut_off_recording_is_read_up_to_its_last_whole_block(tmp_path: Path) 
 def test_a_failed_recording_is_closed(tmp_path: Path) -> None:
     """An exception in the middle of a recording leaves a whole trace of what there was."""
 
-    def failing() -> None:
+    def fail() -> None:
         with LiveXktWriter(tmp_path / "live.xkt", HEADER) as live:
             live.write(CALLS[0])
-            raise ZeroDivisionError
+            live.write(evolve(CALLS[1], cpl=9))
 
-    with pytest.raises(ZeroDivisionError):
-        failing()
+    with pytest.raises(TraceError, match="cpl"):
+        fail()
     trace = open_trace(tmp_path / "live.xkt")
     assert (trace.header, list(trace.events())) == (HEADER, CALLS[:1])
 
@@ -100,3 +101,15 @@ def test_only_a_recording_is_read_without_its_end(tmp_path: Path) -> None:
     (tmp_path / "plain.xkt").write_bytes(content[:-20])
     with pytest.raises(TraceError, match="cut off"):
         open_trace(tmp_path / "plain.xkt")
+
+
+def test_an_unfinished_recording_is_called_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`xenkvm check` says of a recording that it was not finished, which breaks nothing."""
+    path = tmp_path / "live.xkt"
+    with LiveXktWriter(path, HEADER) as live:
+        live.write(CALLS[0])
+        live.flush()
+        assert run(["check", str(path)]) == 0
+        assert "live.xkt: 1 event (its recording was not finished)" in capsys.readouterr().out
+    assert run(["check", str(path)]) == 0
+    assert "not finished" not in capsys.readouterr().out

@@ -11,7 +11,7 @@ import pytest
 from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
-from parts import Part, labels, load
+from parts import diverging, labels, load
 
 sys.path.append(str(Path(__file__).parents[1] / "trace"))
 
@@ -21,8 +21,10 @@ from pytest_xenkvm.trace.events import (
     Event,
     Eventfd,
     EventfdRead,
+    EventfdWrite,
     Header,
     Hypercall,
+    Ioctl,
     Mem,
     MemorySlot,
     VcpuRun,
@@ -31,6 +33,7 @@ from pytest_xenkvm.trace.events import (
     Wait,
 )
 from pytest_xenkvm.traceops.cut import Cutting, Piece, Point, new_divergences
+from pytest_xenkvm.traceops.failure import Part
 from pytest_xenkvm.traceops.merge import MAX_AT_ONCE, Input, NotMergeable, merge
 from pytest_xenkvm.traceops.roles import sets_up
 
@@ -89,25 +92,61 @@ def test_what_is_kept_of_the_past(boot: Part) -> None:
     assert all(event.inferred and event.ts == boot.kept[999].ts for event in state)
 
 
-def test_eventfds_keep_their_counts() -> None:
-    """What an eventfd had been signalled before the cut can be read in the piece."""
+def test_memory_and_eventfds_are_as_they_were() -> None:
+    """What was stored, and what an eventfd had been signalled, before the cut can be read in the piece."""
     events = [
         Eventfd(fd=7),
         Mem(op="write", gpa=0x3000, data=b"kept"),
+        EventfdWrite(fd=7, value=5),
         VcpuRun(vcpu=0),
-        EventfdRead(fd=7, value=0),
+        EventfdRead(fd=7, value=5),
         Mem(op="read", gpa=0x3000, data=b"kept"),
     ]
-    piece = cut(Part("small", HEADER, events), start=Point(index=3))
-    assert labels(piece.kept) == ["eventfd", "mem write", "eventfd_read", "mem read"]
+    piece = cut(Part("small", HEADER, events), start=Point(index=4))
+    assert labels(piece.kept) == ["eventfd", "mem write", "eventfd_write", "eventfd_read", "mem read"]
     assert new_divergences(piece, Part("small", HEADER, events)) == []
+
+
+def test_timers_run_on() -> None:
+    """A timer that a hypercall had armed before the cut runs in the piece, and expires when it would have."""
+    expires = 10_000_000_000
+    timer = {"port": 3, "priority": 0xFFFF_FFFF}
+    armed = Hypercall(
+        vcpu=0, longmode=True, cpl=0, nr=15, args=(expires, 0, 0, 0, 0, 0), handled="kernel", rax=0, ts=2000
+    )
+    blob = dict.fromkeys(("blob_addr_32", "blob_addr_64", "blob_size_32", "blob_size_64"), 0)
+    config = {"flags": 0x22, "msr": 0x4000_0000, **blob}
+    events: list[Event] = [
+        Ioctl(name="KVM_XEN_HVM_CONFIG", arg=config, ret=0, ts=0),
+        Ioctl(
+            name="KVM_XEN_VCPU_SET_ATTR",
+            vcpu=0,
+            arg={"type": 7, "timer": {**timer, "expires_ns": 0}},
+            ret=0,
+            ts=1000,
+        ),
+        armed,
+        Ioctl(
+            name="KVM_XEN_VCPU_GET_ATTR",
+            vcpu=0,
+            arg={"type": 7},
+            ret=0,
+            out={"type": 7, "timer": {**timer, "expires_ns": expires}},
+            ts=3000,
+        ),
+    ]
+    whole = Part("small", HEADER, events)
+    assert diverging(whole) == []
+    piece = cut(whole, start=Point(index=3))
+    assert armed not in piece.kept
+    assert diverging(piece) == []
 
 
 def test_a_piece_by_time(boot: Part) -> None:
     """Times select the events between them, both included."""
-    first, last = boot.kept[500].ts, boot.kept[700].ts
+    first, last = boot.kept[500].ts or 0, boot.kept[700].ts or 0
     piece = cut(boot, start=Point(ns=first), end=Point(ns=last), bare=True)
-    assert piece.kept == [event for event in boot.kept if first <= (event.ts or 0) <= (last or 0)]
+    assert piece.kept == [event for event in boot.kept if first <= (event.ts or 0) <= last]
 
 
 def test_events_without_a_time_belong_to_the_one_before() -> None:
@@ -170,6 +209,13 @@ def test_views_of_all_vcpus_make_the_whole(trace: Trace) -> None:
 def test_views_of_a_boot_make_the_boot(boot: Part) -> None:
     """Two vCPUs' views of a boot, in which many events have the same time, make the boot again."""
     assert put_together(*(cut(boot, vcpus=frozenset({vcpu}), bare=True) for vcpu in (0, 1))) == boot.kept
+
+
+def test_events_at_the_same_time_keep_the_order_of_each_input() -> None:
+    """What two inputs have at the same time comes once, after all that either has before it."""
+    before, both, after = (Wait(ns=number, ts=5) for number in range(3))
+    parts = [Part("a", HEADER, [both, after]), Part("b", HEADER, [before, both])]
+    assert put_together(*parts) == [before, both, after]
 
 
 def test_repeated_set_up_is_written_once(boot: Part) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from attrs import evolve
-from parts import Part, diverging, judging, kernel_replay_of, labels, load, tampered
+from parts import diverging, judging, kernel_replay_of, labels, load, tampered
 
 from pytest_xenkvm.abi.numbers import U64_MAX
+from pytest_xenkvm.core.machine import XenExit
 from pytest_xenkvm.trace.events import Event, Header, Hypercall, Mem
 from pytest_xenkvm.trace.labels import event_label
 from pytest_xenkvm.traceops.failure import (
@@ -16,11 +15,14 @@ from pytest_xenkvm.traceops.failure import (
     ERROR,
     Judgement,
     NotFailing,
+    Part,
     Setting,
     find_failure,
 )
+from pytest_xenkvm.traceops.roles import sets_up
 from pytest_xenkvm.traceops.shrink import Shrunk, shrink
 from pytest_xenkvm.vmm.bundled.minimal import Minimal
+from pytest_xenkvm.vmm.handles import Vcpu
 
 EINVAL = U64_MAX - 21
 
@@ -65,7 +67,7 @@ def test_a_cause_that_no_set_up_shows() -> None:
     """What gave memory the content that a read found stays, however long before, and the rest goes."""
     golden = load("linux-7.3/random/seed-16")
 
-    def change(event: Any) -> Event:
+    def change(event: Mem) -> Event:
         return evolve(event, data=bytes([event.data[0] ^ 1]) + event.data[1:], mask=None)
 
     last = max(i for i, event in enumerate(golden.kept) if isinstance(event, Mem) and event.mask is None)
@@ -108,17 +110,34 @@ def test_a_rule_about_the_kernel() -> None:
 def test_another_kernel_is_needed_for_the_divergence() -> None:
     """What diverges on another kernel's profile alone does so in the small trace: not for lack of set-up."""
     golden = load("linux-6.12/directed/singleshot-id")
+    golden = evolve(
+        golden, kept=[event for event in golden.kept if isinstance(event, Hypercall) or sets_up(event)]
+    )
     result = shrunk(golden, kernel_replay_of(profile="linux-7.3"), DIVERGENCE)
     small = Part("small", golden.header, result.events)
-    assert len(diverging(small, "linux-7.3")) == 1
+    assert [kind for _, kind in diverging(small, "linux-7.3")] == ["handled"]
     assert diverging(small) == []
-    assert len(result.events) < 10
+    assert 1 < len(result.events) < 10
+
+
+def test_what_begins_to_diverge_is_not_the_same_failure() -> None:
+    """A part in which an event lacks its set-up, so that it diverges, isn't taken for the failure."""
+    golden = load("linux-6.12/directed/singleshot-id")
+    setting = judging("vcpu-id.unset-forwards")
+    failure = find_failure(golden, setting, "vcpu-id.unset-forwards")
+    kept = shrink(golden, setting, failure).indices
+    judgement = Judgement(golden.header, setting, failure)
+    events = dict(enumerate(golden.kept))
+    more = [sorted({*kept, index}) for index in range(failure.index or 0)]
+    worse = [part for part in more if diverging(Part("part", golden.header, [events[i] for i in part]))]
+    assert worse
+    assert not any(judgement.part_fails(events, part) for part in worse)
 
 
 class _Surprised(Minimal):
     """A VMM that some port takes by surprise."""
 
-    def on_hypercall(self, vcpu: Any, xen_exit: Any) -> int | None:
+    def on_hypercall(self, vcpu: Vcpu, xen_exit: XenExit) -> int:
         if xen_exit.input == 33 and vcpu.index == 0:  # PHYSDEVOP_*
             raise LookupError(f"no GSI for call {xen_exit.params}")
         return super().on_hypercall(vcpu, xen_exit)

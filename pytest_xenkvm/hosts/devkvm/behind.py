@@ -1,8 +1,8 @@
 """Mapping what a recording shows behind a pointer, so that the kernel finds it there.
 
-A real guest's page tables aren't in its trace, but the bytes behind some arguments are. For the time of such
+A real guest's page tables are not in its trace, but the bytes behind some arguments are. For the time of such
 a call the guest's page tables lead from those addresses to pages of the image that hold the bytes. Nothing
-but KVM's own walk of the page tables goes there, so no TLB has to know.
+but KVM's own walk of the page tables goes there: no TLB has to know.
 """
 
 from __future__ import annotations

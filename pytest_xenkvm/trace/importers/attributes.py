@@ -46,13 +46,23 @@ def _timer(union: bytes) -> JsonObject:
     return {"timer": {"port": port, "priority": priority, "expires_ns": expires_ns}}
 
 
+_RUNSTATE: Final = (
+    "state",
+    "state_entry_time",
+    "time_running",
+    "time_runnable",
+    "time_blocked",
+    "time_offline",
+)
+
+
 def _runstate(union: bytes) -> JsonObject:
-    names = ("state", "state_entry_time", "time_running", "time_runnable", "time_blocked", "time_offline")
-    return {"runstate": dict(zip(names, ATTR_RUNSTATE.unpack_from(union), strict=True))}
+    return {"runstate": dict(zip(_RUNSTATE, ATTR_RUNSTATE.unpack_from(union), strict=True))}
 
 
 def _state(union: bytes) -> JsonObject:
-    return {"runstate": {"state": U64.unpack_from(union)[0]}}
+    # KVM takes the state alone; the format asks for all of the structure, so what was not seen of it is 0.
+    return _runstate(union.ljust(ATTR_RUNSTATE.size, b"\0"))
 
 
 _Table = Mapping[int, tuple[int, _Decode]]
@@ -90,7 +100,7 @@ def determined(out: JsonObject, config: Config) -> JsonObject:
     match out:
         case {"runstate": _}:
             return {"type": out["type"]}
-        case {"timer": {"expires_ns": expires_ns, **rest}} if expires_ns:
+        case {"timer": {"expires_ns": _, **rest}}:
             return {"type": out["type"], "timer": rest}
         case {"shared_info": {"hva": hva}} if hva:
             gpa = config.gpa_of(hva)

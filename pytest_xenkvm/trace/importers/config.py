@@ -81,7 +81,9 @@ class Config:
             take_vcpu(self, self.vcpu(vcpu), arg)
 
     def use(self, gpa: int, size: int) -> None:
-        """The kernel accepted `size` bytes at `gpa`."""
+        """The kernel accepted `size` bytes at `gpa`; that says nothing new where memory slots are known."""
+        if self.backing:
+            return
         self.pages.update(range(gpa // PAGE_SIZE, (gpa + size - 1) // PAGE_SIZE + 1))
 
     def gpa_of(self, hva: int) -> int | None:

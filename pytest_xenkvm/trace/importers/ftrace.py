@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from attrs import Factory, define, evolve
 
+from pytest_xenkvm.trace.errors import Malformed
 from pytest_xenkvm.trace.events import Event, Header, Hypercall
 from pytest_xenkvm.trace.importers.ftrace_lines import FTRACE
 from pytest_xenkvm.trace.importers.given import check_header, given_shape
@@ -92,6 +93,8 @@ def import_ftrace(
         + report.lost_note(),
     )
     events: list[Event] = [*reader.events]
+    if not events:
+        raise Malformed("no hypercall found, expected events kvm_xen_hypercall", path)
     check_header(path, header, events)
     report.count(events)
     return Imported(header=header, events=events, report=report)

@@ -12,6 +12,7 @@ from typing import Final
 
 from attrs import define
 
+from pytest_xenkvm.trace.errors import Malformed
 from pytest_xenkvm.trace.events import Event
 from pytest_xenkvm.trace.importers.clock import GuestClock
 from pytest_xenkvm.trace.importers.config import Config
@@ -177,6 +178,8 @@ class KprobeImport:
         full = self.config_slot is not None and (first is None or self.config_slot < first)
         events = list(self.finish(full=full))
         header = self.machine.header(self.config, full=full)
+        if not events:
+            raise Malformed("neither hypercall nor Xen ioctl found, expected their probes", self.machine.path)
         check_header(self.machine.path, header, events)
         self.report.count(events)
         return Imported(header=header, events=events, report=self.report)

@@ -57,12 +57,7 @@ class TraceLine:
 
         Raises `Malformed` for anything but a number.
         """
-        found = [value for known, value in _FIELD.findall(self.fields) if known == name]
-        if not found or found == [_FAULT]:
-            return None
-        if len(found) > 1 or not _NUMBER.fullmatch(found[0]):
-            raise self.malformed(f"{name}=NUMBER, once")
-        return int(found[0], 16 if "x" in found[0] else 10)
+        return self._number(name, _FIELD.findall(self.fields))
 
     def values(self, *names: str, bits: int = 64, signed: bool = False) -> tuple[int, ...] | None:
         """Return these fields of a kprobe event, or None if the probe couldn't read memory.
@@ -70,13 +65,22 @@ class TraceLine:
         Raises `Malformed` if one is missing or needs more than `bits`.
         """
         lowest, end = (-(1 << bits - 1), 1 << bits - 1) if signed else (0, 1 << bits)
-        found = {name: self.value(name) for name in names}
+        fields = _FIELD.findall(self.fields)
+        found = {name: self._number(name, fields) for name in names}
         for name, value in found.items():
             unread = value is None and f" {name}={_FAULT}" in self.fields
             if not unread and (value is None or not lowest <= value < end):
                 raise self.malformed(" ".join(f"{name}=NUMBER" for name in names) + f" of {bits} bits")
         known = tuple(value for value in found.values() if value is not None)
         return known if len(known) == len(names) else None
+
+    def _number(self, name: str, fields: list[tuple[str, str]]) -> int | None:
+        found = [value for known, value in fields if known == name]
+        if not found or found == [_FAULT]:
+            return None
+        if len(found) > 1 or not _NUMBER.fullmatch(found[0]):
+            raise self.malformed(f"{name}=NUMBER, once")
+        return int(found[0], 16 if "x" in found[0] else 10)
 
     @property
     def caller(self) -> str:
@@ -96,8 +100,9 @@ class Syntax:
 
     `recorder`: its name, as a trace's header has it. `line`: the groups task, pid, flags, seconds, fraction,
     event and fields. `lost`: a note of lost events; its group counts them, where the recorder does. `mark`:
-    a line that no other recorder writes. `kernel`, `vendor`: lines that tell the host's release, and the
-    vendor of its CPU as CPUID spells it. `ordered`: whether lines of several CPUs are in the order of time.
+    a line that no other recorder writes; `sure`: what an event's line holds if it can't be another's.
+    `kernel`, `vendor`: lines that tell the host's release, and the vendor of its CPU as CPUID spells it.
+    `ordered`: whether lines of several CPUs are in the order of time.
     """
 
     recorder: str
@@ -105,6 +110,7 @@ class Syntax:
     line: re.Pattern[str]
     lost: re.Pattern[str]
     mark: re.Pattern[str] | None = None
+    sure: re.Pattern[str] | None = None
     kernel: re.Pattern[str] | None = None
     vendor: re.Pattern[str] | None = None
     ordered: bool = True
@@ -129,8 +135,10 @@ class Syntax:
 
     def recognises(self, text: str) -> bool:
         """Whether this line of a recording shows its recorder."""
-        marked = self.mark is not None and self.mark.match(text) is not None
-        return marked or self.parse(text, "", 0) is not None
+        if self.mark is not None and self.mark.match(text):
+            return True
+        sure = self.sure is None or self.sure.search(text)
+        return bool(sure) and self.parse(text, "", 0) is not None
 
 
 def read_lines(lines: Iterable[str], path: str, report: ImportReport, syntax: Syntax) -> Iterator[TraceLine]:

@@ -8,8 +8,8 @@ from typing import Final
 from attrs import Factory, define, evolve
 
 from pytest_xenkvm.abi.layout import U64
-from pytest_xenkvm.abi.numbers import U64_MAX, HvmAttr
-from pytest_xenkvm.trace.events import Eventfd, Ioctl, JsonObject, NowPlus
+from pytest_xenkvm.abi.numbers import U64_MAX
+from pytest_xenkvm.trace.events import Eventfd, Ioctl, JsonObject
 from pytest_xenkvm.trace.importers.attributes import attribute, determined
 from pytest_xenkvm.trace.importers.config import Config
 from pytest_xenkvm.trace.importers.deliveries import Cause
@@ -56,10 +56,10 @@ class ProbedIoctls:
 
     def hvm_config(self, line: TraceLine) -> str | None:
         """KVM_XEN_HVM_CONFIG, which has no return probe: its result is 0 by inference."""
-        values = line.values("flags", "msr", "blob32", "blob64", "sizes")
-        if values is None:
+        values, blobs = line.values("flags", "msr", "sizes", bits=32), line.values("blob32", "blob64")
+        if values is None or blobs is None:
             return _FAULT
-        flags, msr, blob_32, blob_64, sizes = values
+        (flags, msr, sizes), (blob_32, blob_64) = values, blobs
         arg = {
             "flags": flags,
             "msr": msr,
@@ -120,7 +120,8 @@ class ProbedIoctls:
         event = self._known(ioctl.slot, values[0])
         if event.name.endswith("_SET_ATTR"):
             self._attribute_set(ioctl.slot, event)
-            self._relate_timer(ioctl)
+            if event.ret == 0:
+                self._relate_timer(ioctl)
         return None
 
     def hvm_got_attr(self, line: TraceLine) -> str | None:
@@ -196,8 +197,8 @@ class ProbedIoctls:
     def _relate_timer(self, ioctl: OpenIoctl) -> None:
         """Say by how much the time was ahead that the TIMER attribute set, if the trace shows it."""
         slot = self.timeline.slots[ioctl.slot]
-        if ioctl.expires is not None and isinstance(slot.event, Ioctl):
-            timer = {**slot.event.arg["timer"], "expires_ns": NowPlus(ioctl.expires - slot.ns)}
+        if ioctl.expires is not None and isinstance(slot.event, Ioctl) and "timer" in slot.event.arg:
+            timer = {**slot.event.arg["timer"], "expires_ns": {"now_plus": ioctl.expires - slot.ns}}
             slot.event = evolve(slot.event, arg={**slot.event.arg, "timer": timer})
 
     def _known(self, slot: int, ret: int) -> Ioctl:
@@ -218,7 +219,7 @@ class ProbedIoctls:
 
     def _eventfd(self, slot: int, arg: JsonObject) -> None:
         """The kernel found the eventfd, so the VMM had created it."""
-        if arg["type"] == HvmAttr.EVTCHN and (eventfd := arg["evtchn"]["deliver"].get("eventfd")):
+        if "evtchn" in arg and (eventfd := arg["evtchn"]["deliver"].get("eventfd")):
             fd = eventfd["fd"]
             if fd not in self._eventfds:
                 self._eventfds.add(fd)

@@ -94,7 +94,7 @@ class ProbedVm:
         values = line.values("idx", "id", bits=32)
         if values is None:
             return _FAULT
-        self.threads.ids[values[0]] = values[1]
+        self.threads.has_id(line, *values)
         return None
 
     def enter(self, line: TraceLine) -> str | None:
@@ -158,8 +158,11 @@ class ProbedVm:
     def _routing(self, ioctl: OpenVmIoctl, ret: int) -> str | None:
         if not ioctl.routes and not self._xen_gsis:
             return _OTHER
-        if ret == 0:
-            self._xen_gsis = {route["gsi"] for route in ioctl.routes}
+        if ret != 0:
+            # The kernel stopped at the route that it refused, and changed nothing.
+            self.report.unknown["routes of a KVM_SET_GSI_ROUTING that was refused (left out)"] += 1
+            return None
+        self._xen_gsis = {route["gsi"] for route in ioctl.routes}
         self._event(ioctl, "KVM_SET_GSI_ROUTING", {"entries": ioctl.routes}, ret)
         return None
 

@@ -47,9 +47,15 @@ class Threads:
         self.ids[index] = vcpu_id
         return index
 
+    def has_id(self, line: TraceLine, index: int, vcpu_id: int) -> None:
+        """The vCPU was created with this KVM vCPU id."""
+        self._check(line, index)
+        self.ids[index] = vcpu_id
+
     def not_created(self, index: int) -> None:
-        """KVM_CREATE_VCPU failed."""
-        self.ids.pop(index, None)
+        """KVM_CREATE_VCPU failed; the vCPU may have been created by an earlier call."""
+        if index not in self._index_by_fd.values():
+            self.ids.pop(index, None)
 
     def has_fd(self, index: int, fd: int) -> None:
         """KVM_CREATE_VCPU gave the vCPU this descriptor."""

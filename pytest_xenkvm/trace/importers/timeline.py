@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from attrs import Factory, define, evolve
+from attrs import Factory, define
 
-from pytest_xenkvm.trace.events import Event, Mem
+from pytest_xenkvm.trace.events import Event, Mem, at_time
 
 Bit = tuple[int, int]
 """A bit of guest memory: (gpa of its byte, bit 0 ... 7)."""
@@ -83,7 +83,7 @@ class Timeline:
             happened = [*slot.first, *_stores(slot, self._memory), *([slot.event] if slot.event else [])]
             if happened and self._start is None:
                 self._start = slot.ns
-            yield from (evolve(event, ts=slot.ns - (self._start or 0)) for event in happened)
+            yield from (at_time(event, slot.ns - (self._start or 0)) for event in happened)
             for gpa, bit in slot.kernel_set:
                 self._memory[gpa] = self._memory.get(gpa, 0) | 1 << bit
 

@@ -16,17 +16,18 @@ _CPU_AND_TIME: Final = (
     r"\[\d{1,5}\]\s{1,8}(?:(?P<flags>[^\s:]{4,8})\s{1,16})?"
     r"(?P<seconds>\d{1,10})\.(?P<fraction>\d{1,9}):\s{1,32}"
 )
-_EVENT: Final = r"(?P<event>[A-Za-z_]\w{0,63})(?P<fields>:\s.*)"
+_EVENT: Final = r"(?P<event>[A-Za-z_]\w{0,63})(?P<fields>[:( ].*)"
 
 TRACE_CMD: Final = Syntax(
     recorder="trace-cmd",
     columns="TASK-PID [CPU] TIME: EVENT:   ...",
-    # The event's name is padded to 21 columns, unlike ftrace's.
     line=re.compile(
-        r"(?P<task>.{1,64}?)-(?P<pid>\d{1,7})\s{1,16}" + _CPU_AND_TIME + r"(?!\w{1,19}: \S)" + _EVENT,
+        r"(?:[^\s:]{1,64}:\s{1,64})?"  # the instance's name, if there are instances
+        r"(?P<task>.{1,64}?)-(?P<pid>\d{1,7})\s{1,16}" + _CPU_AND_TIME + _EVENT,
         re.ASCII,
     ),
     lost=re.compile(r"CPU:\d{1,5} \[(?:(\d{1,18}) )?EVENTS DROPPED\]", re.ASCII),
+    sure=re.compile(r"\d: {1,8}\w{1,19}:  ", re.ASCII),  # shorter names are padded, unlike ftrace's
     mark=re.compile(r"cpus=\d{1,5}$|Linux \S{1,255} \d\S{0,255} x86_64$", re.ASCII),
     kernel=re.compile(r"Linux \S{1,255} (\d\S{0,255}) x86_64", re.ASCII),
 )

@@ -1,0 +1,100 @@
+"""A kernel that answers a VMM's ioctls as KVM would, without one; its guest parks at once."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+from collections.abc import Callable
+from typing import Final
+
+from attrs import Factory, define
+
+from pytest_xenkvm.abi import ioctls, kvm
+from pytest_xenkvm.abi.numbers import KVM_CAP_MAX_VCPUS, KVM_CAP_XEN_HVM
+
+DEVICE_FD: Final = 100
+VM_FD: Final = 101
+RUN_SIZE: Final = 8192
+
+
+@define(eq=False)
+class FakeKvm:
+    """Counts what it is asked, and hands out numbers as files."""
+
+    capabilities: dict[int, int] = Factory(
+        lambda: {KVM_CAP_XEN_HVM: 0x1FF, kvm.KVM_CAP_SYNC_REGS: 7, KVM_CAP_MAX_VCPUS: 4096}
+    )
+    version: int = kvm.API_VERSION
+    cannot_open: OSError | None = None
+    refused: dict[int, int] = Factory(dict)
+    """The errno of requests that are refused."""
+    made: list[tuple[int, int]] = Factory(list)
+    """File and request of each ioctl."""
+    slots: list[tuple[int, int]] = Factory(list)
+    """Guest address and size of each memory slot."""
+    closed: list[int] = Factory(list)
+    runs: dict[int, mmap.mmap] = Factory(dict)
+    interruptions: int = 0
+    """How many KVM_RUNs a signal ends first."""
+    on_run: Callable[[mmap.mmap], int] | None = None
+    """Plays the guest: changes the run structure, returns what KVM_RUN does."""
+    _next_fd: int = VM_FD
+
+    def open(self, _path: str) -> int:
+        """As asked for."""
+        if self.cannot_open is not None:
+            raise self.cannot_open
+        return DEVICE_FD
+
+    def ioctl(self, fd: int, request: int, argument: int | bytearray | bytes = 0) -> int:  # noqa: PLR0911
+        """As KVM, as far as creating a VM and running a stub goes."""
+        self.made.append((fd, request))
+        if request in self.refused:
+            return -self.refused[request]
+        if request == kvm.KVM_GET_API_VERSION:
+            return self.version
+        if request == ioctls.KVM_CHECK_EXTENSION:
+            assert isinstance(argument, int)
+            return self.capabilities.get(argument, 0)
+        if request in (kvm.KVM_CREATE_VM, kvm.KVM_CREATE_VCPU):
+            self._next_fd += 1
+            return self._next_fd
+        if request == kvm.KVM_GET_VCPU_MMAP_SIZE:
+            return RUN_SIZE
+        if request == kvm.KVM_GET_SUPPORTED_CPUID:
+            assert isinstance(argument, bytearray)
+            kvm.CPUID_HEADER.pack_into(argument, 0, 1)
+        elif request == kvm.KVM_SET_USER_MEMORY_REGION:
+            _slot, _flags, gpa, size, _hva = kvm.USER_MEMORY_REGION.unpack(bytes(self._bytes(argument)))
+            self.slots.append((gpa, size))
+        elif request == kvm.KVM_RUN:
+            return self._run(fd)
+        return 0
+
+    def map_file(self, fd: int, size: int) -> mmap.mmap:
+        """Memory in place of the shared run structure."""
+        self.runs[fd] = mmap.mmap(-1, size)
+        return self.runs[fd]
+
+    def close(self, fd: int) -> None:
+        """Remember."""
+        self.closed.append(fd)
+
+    def requests(self) -> list[int]:
+        """What was asked, in order."""
+        return [request for _fd, request in self.made]
+
+    def _run(self, fd: int) -> int:
+        if self.interruptions:
+            self.interruptions -= 1
+            return -errno.EINTR
+        run = self.runs[fd]
+        if self.on_run is not None:
+            return self.on_run(run)
+        kvm.RUN_EXIT_REASON.pack_into(run, 0, kvm.EXIT_IO)
+        return 0
+
+    @staticmethod
+    def _bytes(argument: int | bytearray | bytes) -> bytearray | bytes:
+        assert not isinstance(argument, int)
+        return argument
