@@ -325,7 +325,9 @@ def is_small(event: Event) -> bool:
         return False
     if isinstance(event, Ioctl):
         plain = event.out is None and event.undetermined is None and len(event.arg) <= _FEW_MEMBERS
-        return plain and all(type(value) is int for value in event.arg.values())
+        return plain and all(
+            type(value) is int and len(name) <= BRIEF_BYTES for name, value in event.arg.items()
+        )
     return not isinstance(event, Mem) or len(event.data) <= BRIEF_BYTES
 
 

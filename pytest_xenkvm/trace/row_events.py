@@ -55,13 +55,12 @@ _KEY: Final = Struct("7Q")
 _UNDEFINED: Final = -1
 """The number of a shape that the block hasn't defined."""
 
+_VALUES: Final = AFTER_TS + 1
+"""Where the values stand in a row that is no hypercall."""
+
 _MAX_KNOWN: Final = 2048
 """Rows whose events are remembered; the trace may hold any number of different ones."""
 _MAX_CALLS: Final = 1024
-_MAX_TABLES: Final = 512
-_MAX_SHAPES: Final = 64
-_MAX_SHAPE: Final = 1024
-"""Rows are remembered from block to block only if the block has so few shapes, of so few characters each."""
 
 _NO_CALL: Final = (None, None)
 
@@ -81,18 +80,16 @@ class RowEvents:
         self._told = {flags: _told_by(flags) for flags in plain_flags(header)}
         self._calls: dict[Row, Hypercall] = {}
         """By all that hypercalls that are one object have in common."""
-        self._tables: dict[Row, _Known] = {}
-        """`known` by the shapes that are defined: with the same ones, the same row is the same event."""
-        self._remembered = 0
+        self._remembered: dict[Row, Event] = {}
+        """Events other than hypercalls, by their rows as `_spelled`."""
         self.next_block()
 
     def next_block(self) -> None:
         """Forget the shapes."""
         self._decoder = RowDecoder()
-        self._shapes: Row | None = ()
-        """The shapes that are defined; None: too many or too long to be remembered."""
+        self._shapes: dict[int, tuple[str, ...]] = {}
         self.known = _nothing_known()
-        """Events other than hypercalls, by their rows' code and all that follows the time."""
+        """The same for this block, by the rows' code and all that follows the time."""
         self._behind_shape = _UNDEFINED
         self._items: dict[int, tuple[bool, str | None]] = {}
         """Shapes of what lies behind a pointer: whether it may hold a clock, and the one extra key."""
@@ -100,27 +97,13 @@ class RowEvents:
     def define(self, row: Any) -> None:
         """Take a shape row. Raises `Unfit`."""
         number = self._decoder.define(row)
+        self._shapes[number] = row[1:]
         if row[1:] == _BEHIND:
             self._behind_shape = number
         elif row[1:3] == _BEHIND_ITEM:
             clock, keys = row[3:4] == _NOW_PLUS_AT, row[3:]
             if len(keys) <= clock + 1:
                 self._items[number] = clock, keys[clock] if len(keys) > clock else None
-        self.known = self._known_with(row)
-
-    def _known_with(self, shape: Row) -> _Known:
-        """What is known once this shape is defined, too: from this block, or one with just these shapes."""
-        known = _nothing_known()
-        if self._shapes is None or len(self._shapes) >= _MAX_SHAPES or len(repr(shape)) > _MAX_SHAPE:
-            self._shapes = None
-        else:
-            self._shapes = (*self._shapes, shape)
-            if len(self._tables) >= _MAX_TABLES:
-                self._tables.clear()
-            known = self._tables.setdefault(self._shapes, known)
-        for code, events in self.known.items():
-            known[code].update(events)
-        return known
 
     def event(self, row: Row) -> Event:
         """The event of a row that has a code and a time, without its time. Raises `Unfit`."""
@@ -128,16 +111,27 @@ class RowEvents:
         if type(code) is int and code == HYPERCALL:
             call, told = self.call(row)
             return self._decoded(row) if call is None else as_told(call, told)
-        event = self._decoded(row)
-        if is_small(event):
-            self._remembered += 1
-            if self._remembered > _MAX_KNOWN:
-                self._remembered = 0
-                self._tables.clear()
-                for events in self.known.values():
-                    events.clear()
-            self.known[code][row[AFTER_TS:]] = event
+        spelled = self._spelled(row)
+        event = self._remembered.get(spelled) or self._decoded(row)
+        if spelled and is_small(event):
+            if len(self._remembered) >= _MAX_KNOWN:
+                self._remembered.clear()
+                self.known.update(_nothing_known())
+            self._remembered[spelled] = self.known[code][row[AFTER_TS:]] = event
         return event
+
+    def _spelled(self, row: Row) -> Row:
+        """The row without its time, with keys for numbers of shapes; nothing if it is not so simple."""
+        spelled = [row[CODE]]
+        for value in (row[AFTER_TS:_VALUES], *row[_VALUES:]):
+            if type(value) is tuple:
+                keys = self._shapes.get(value[0]) if value and type(value[0]) is int else None
+                if keys is None or any(type(item) is tuple for item in value):
+                    return ()
+                spelled.append((keys, *value[1:]))
+            else:
+                spelled.append(value)
+        return tuple(spelled)
 
     def _decoded(self, row: Row) -> Event:
         event = decode_event(*self._decoder.members(row))
