@@ -164,6 +164,14 @@ class VmState:
         """The local APICs are in the kernel."""
         return self.irqchip != "none"
 
+    @property
+    def areas(self) -> list[MemoryArea]:
+        """All memory areas, also those that are off."""
+        parts = (
+            (vcpu.vcpu_info, vcpu.time_info, vcpu.runstate_head, vcpu.runstate_tail) for vcpu in self.vcpus
+        )
+        return [self.shared_info, *(area for vcpu in parts for area in vcpu)]
+
     def vcpu_by_id(self, vcpu_id: int) -> VcpuState | None:
         """The vCPU with this KVM vCPU id."""
         if vcpu_id < len(self.vcpus) and self.vcpus[vcpu_id].id == vcpu_id:
