@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from errno import EFAULT, ENOENT
-from struct import Struct
 
 import pytest
 
@@ -17,8 +16,8 @@ from pytest_xenkvm.abi.numbers import (
 )
 
 from .kit.hosts import Builder
+from .kit.runstate_copy import END, FILL, LAYOUTS, copied, vm_with
 from .kit.setting import MEMORY, MS, NOWHERE, RUNSTATE
-from .kit.vm import ProbeVm
 
 pytestmark = pytest.mark.source("kvm_xen_vcpu_set_attr(RUNSTATE_ADDR), kvm_xen_update_runstate_guest")
 
@@ -29,39 +28,14 @@ ADDR, DATA, CURRENT, ADJUST = (
     VcpuAttr.RUNSTATE_ADJUST,
 )
 ACCOUNT = (int(Runstate.BLOCKED), 1000, 100, 200, 300, 400)
-LAYOUTS = {True: Struct("<I4xQQQQQ"), False: Struct("<IQQQQQ")}
-"""state, then (64-bit: padding) entry time and the four times."""
 MODES = pytest.mark.parametrize("long_mode", [True, False], ids=["64-bit", "32-bit"])
 FLAG = pytest.mark.parametrize("flag", [0, 1], ids=["plain", "update flag"])
-END = RUNSTATE + PAGE_SIZE
-FILL = 0x5A
 
 
 def crossing(long_mode: bool) -> list[int]:  # noqa: FBT001 - a parameter of probes
     """Where a page's end cuts the structure anywhere, within each member and between."""
     size = LAYOUTS[long_mode].size
     return sorted({*range(1, size, 5), 4, 8, 12, 16, 24, 40, size - 1})
-
-
-def vm_with(new_vm: Builder, *, long_mode: bool, flag: int = 0) -> ProbeVm:
-    """A VM without a configuration: entries don't change the account."""
-    vm = new_vm()
-    vm.wait(MS)
-    vm.set(HvmAttr.LONG_MODE, int(long_mode))
-    vm.set(HvmAttr.RUNSTATE_UPDATE_FLAG, flag)
-    vm.store(RUNSTATE, bytes([FILL]) * (2 * PAGE_SIZE))
-    return vm
-
-
-def copied(vm: ProbeVm, gpa: int) -> None:
-    """The copy must be the account, and memory beside it must be as it was."""
-    __tracebackhide__ = True
-    layout = LAYOUTS[vm.long_mode]
-    account = vm.vcpus[0].runstate()
-    mask = b"\xff" * 4 + bytes(4) * vm.long_mode + b"\xff" * 40
-    vm.holds(gpa, layout.pack(*account), "the copy of the runstate", mask=mask)
-    vm.holds(gpa - 8, bytes([FILL]) * 8, "memory before the copy")
-    vm.holds(gpa + layout.size, bytes([FILL]) * 8, "memory behind the copy")
 
 
 def test_none_at_first(new_vm: Builder) -> None:
