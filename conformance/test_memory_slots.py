@@ -8,21 +8,19 @@ from errno import EFAULT
 import pytest
 
 from pytest_xenkvm.abi.layout import U32
-from pytest_xenkvm.abi.numbers import PAGE_SIZE, U64_MAX, HvmAttr, Runstate, VcpuAttr
+from pytest_xenkvm.abi.numbers import PAGE_SIZE, HvmAttr, VcpuAttr
 from pytest_xenkvm.trace.events import NowPlus
 
 from .kit.hosts import Builder
 from .kit.polling import at_once, until_timeout
-from .kit.runstate_copy import END, FILL, RUNSTATE_SIZE, copied, vm_with
-from .kit.setting import MS, NOWHERE, RUNSTATE, SECOND, SHARED_INFO, TIME_INFO, VCPU_INFO
+from .kit.setting import MS, NOWHERE, SECOND, SHARED_INFO, TIME_INFO, VCPU_INFO
+from .kit.slots import slot_added
 from .kit.vm import ProbeVm
 
 pytestmark = pytest.mark.source(
     "kvm_gpc_check, kvm_gpc_refresh (virt/kvm/pfncache.c), called throughout arch/x86/kvm/xen.c"
 )
 
-ELSEWHERE = 0x8000_0000
-"""Where slots are added that nobody uses."""
 PORT, GSI, VECTOR = 40, 5, 0x55
 LAYOUTS = pytest.mark.parametrize("long_mode", [True, False], ids=["64-bit", "32-bit"])
 
@@ -67,12 +65,6 @@ def listening(vm: ProbeVm) -> ProbeVm:
     vm.route((GSI, PORT, 0))
     vm.irqfd(vm.eventfd(), GSI)
     return vm
-
-
-def slot_added(vm: ProbeVm) -> None:
-    """Add one more slot of a page."""
-    vm.added += 1
-    vm.add_memory(ELSEWHERE + vm.added * 2 * PAGE_SIZE)
 
 
 # ---- events
@@ -155,12 +147,12 @@ def test_interrupt(new_vm: Builder, kind: str) -> None:
 
 
 def test_interrupt_for_the_guests_own_byte(new_vm: Builder) -> None:
-    """The VM-wide vector is injected for a byte that the guest stored before the slot was added."""
+    """The VM-wide vector is injected for a byte that the guest itself stored, too."""
     vm = new_vm.ready()
     vcpu = vm.vcpus[0]
     vm.set(HvmAttr.UPCALL_VECTOR, VECTOR)
-    vm.store(VCPU_INFO, b"\1")
     slot_added(vm)
+    vm.store(VCPU_INFO, b"\1")
     vcpu.run()
     vcpu.took(VECTOR)
 
@@ -254,54 +246,3 @@ def test_pvclock(new_vm: Builder, attribute: int, place: int) -> None:
     after = U32.unpack(vm.read(place, 4))[0]
     if after == before or after % 2:
         vm.fail("the clock has another, even, version", f"{before}, then {after}", 0)
-
-
-# ---- runstate
-
-
-@LAYOUTS
-@pytest.mark.parametrize("flag", [0, 1], ids=["plain", "update flag"])
-@pytest.mark.parametrize("gpa", [RUNSTATE + 0x100, END - 20], ids=["within a page", "across pages"])
-def test_runstate_goes_on(new_vm: Builder, gpa: int, *, long_mode: bool, flag: int) -> None:
-    """The guest's copy is kept up to date, though it must be found anew."""
-    vm = vm_with(new_vm, long_mode=long_mode, flag=flag)
-    vcpu = vm.vcpus[0]
-    vcpu.set(VcpuAttr.RUNSTATE_ADDR, gpa)
-    for state in (Runstate.BLOCKED, Runstate.RUNNING, Runstate.OFFLINE):
-        slot_added(vm)
-        vcpu.set(VcpuAttr.RUNSTATE_CURRENT, state)
-        copied(vm, gpa)
-    slot_added(vm)
-    vcpu.set(VcpuAttr.RUNSTATE_ADJUST, (U64_MAX, 0, 0, 0, 0, 0))
-    copied(vm, gpa)
-
-
-@pytest.mark.parametrize("gpa", [RUNSTATE + 0x100, END - 20], ids=["within a page", "across pages"])
-def test_runnable_finds_nothing_anew(new_vm: Builder, gpa: int) -> None:
-    """The change to RUNNABLE, which the scheduler makes too, leaves a copy that must be found anew as it was.
-
-    The next change to another state writes it.
-    """
-    vm = vm_with(new_vm, long_mode=True)
-    vcpu = vm.vcpus[0]
-    vcpu.set(VcpuAttr.RUNSTATE_ADDR, gpa)
-    slot_added(vm)
-    before = vm.read(gpa, RUNSTATE_SIZE)
-    vcpu.set(VcpuAttr.RUNSTATE_CURRENT, Runstate.RUNNABLE)
-    vm.holds(gpa, before, "the copy of the runstate")
-    vcpu.set(VcpuAttr.RUNSTATE_CURRENT, Runstate.BLOCKED)
-    copied(vm, gpa)
-    vcpu.set(VcpuAttr.RUNSTATE_CURRENT, Runstate.RUNNABLE)
-    copied(vm, gpa)
-
-
-def test_runstate_at_the_entry(new_vm: Builder) -> None:
-    """A vCPU that enters the guest writes its copy, though it must be found anew."""
-    vm = new_vm.ready()
-    vcpu = vm.vcpus[0]
-    vcpu.set(VcpuAttr.RUNSTATE_ADDR, RUNSTATE)
-    vm.store(RUNSTATE, bytes([FILL]) * RUNSTATE_SIZE)
-    slot_added(vm)
-    vcpu.run()
-    running_or_runnable = b"\xfe\xff\xff\xff"
-    vm.holds(RUNSTATE, bytes(4), "the state in the copy", mask=running_or_runnable)

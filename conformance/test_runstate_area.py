@@ -16,7 +16,7 @@ from pytest_xenkvm.abi.numbers import (
 )
 
 from .kit.hosts import Builder
-from .kit.runstate_copy import END, FILL, LAYOUTS, copied, vm_with
+from .kit.runstate_copy import END, FILL, LAYOUTS, RUNSTATE_SIZE, copied, vm_with
 from .kit.setting import MEMORY, MS, NOWHERE, RUNSTATE
 
 pytestmark = pytest.mark.source("kvm_xen_vcpu_set_attr(RUNSTATE_ADDR), kvm_xen_update_runstate_guest")
@@ -29,6 +29,7 @@ ADDR, DATA, CURRENT, ADJUST = (
 )
 ACCOUNT = (int(Runstate.BLOCKED), 1000, 100, 200, 300, 400)
 MODES = pytest.mark.parametrize("long_mode", [True, False], ids=["64-bit", "32-bit"])
+PLACES = pytest.mark.parametrize("gpa", [RUNSTATE + 0x100, END - 20], ids=["within a page", "across pages"])
 FLAG = pytest.mark.parametrize("flag", [0, 1], ids=["plain", "update flag"])
 
 
@@ -205,3 +206,54 @@ def test_each_vcpu_has_its_own(new_vm: Builder) -> None:
     vm.vcpus[1].get(ADDR, RUNSTATE + 64)
     vm.holds(RUNSTATE, b"\1\0\0\0", "vCPU 0's copy")
     vm.holds(RUNSTATE + 64, b"\2\0\0\0", "vCPU 1's copy")
+
+
+# ---- a copy that must be found anew, since memory slots changed
+
+
+@MODES
+@FLAG
+@PLACES
+def test_runstate_goes_on(new_vm: Builder, gpa: int, *, long_mode: bool, flag: int) -> None:
+    """The guest's copy is kept up to date, though it must be found anew."""
+    vm = vm_with(new_vm, long_mode=long_mode, flag=flag)
+    vcpu = vm.vcpus[0]
+    vcpu.set(ADDR, gpa)
+    for state in (Runstate.BLOCKED, Runstate.RUNNING, Runstate.OFFLINE):
+        slot_added(vm)
+        vcpu.set(CURRENT, state)
+        copied(vm, gpa)
+    slot_added(vm)
+    vcpu.set(ADJUST, (RUNSTATE_ADJUST_KEEP_STATE, 0, 0, 0, 0, 0))
+    copied(vm, gpa)
+
+
+@PLACES
+def test_runnable_finds_nothing_anew(new_vm: Builder, gpa: int) -> None:
+    """The change to RUNNABLE, which the scheduler makes too, leaves a copy that must be found anew as it was.
+
+    The next change to another state writes it.
+    """
+    vm = vm_with(new_vm, long_mode=True)
+    vcpu = vm.vcpus[0]
+    vcpu.set(ADDR, gpa)
+    slot_added(vm)
+    before = vm.read(gpa, RUNSTATE_SIZE)
+    vcpu.set(CURRENT, Runstate.RUNNABLE)
+    vm.holds(gpa, before, "the copy of the runstate")
+    vcpu.set(CURRENT, Runstate.BLOCKED)
+    copied(vm, gpa)
+    vcpu.set(CURRENT, Runstate.RUNNABLE)
+    copied(vm, gpa)
+
+
+def test_runstate_at_the_entry(new_vm: Builder) -> None:
+    """A vCPU that enters the guest writes its copy, though it must be found anew."""
+    vm = new_vm.ready()
+    vcpu = vm.vcpus[0]
+    vcpu.set(ADDR, RUNSTATE)
+    vm.store(RUNSTATE, bytes([FILL]) * RUNSTATE_SIZE)
+    slot_added(vm)
+    vcpu.run()
+    running_or_runnable = b"\xfe\xff\xff\xff"
+    vm.holds(RUNSTATE, bytes(4), "the state in the copy", mask=running_or_runnable)
