@@ -18,6 +18,7 @@ from pytest_xenkvm.abi.numbers import (
 from .kit.hosts import Builder
 from .kit.runstate_copy import END, FILL, LAYOUTS, RUNSTATE_SIZE, copied, vm_with
 from .kit.setting import MEMORY, MS, NOWHERE, RUNSTATE
+from .kit.slots import slot_added
 
 pytestmark = pytest.mark.source("kvm_xen_vcpu_set_attr(RUNSTATE_ADDR), kvm_xen_update_runstate_guest")
 

@@ -38,7 +38,7 @@ def next_vector(vm: VmState, vcpu: VcpuState) -> int | None:
 
 def take_vector(vm: VmState, vcpu: VcpuState) -> int | None:
     """Like `next_vector`, and the local APIC's request is gone: the guest took it."""
-    if upcall_is_pending(vm, vcpu):
+    if vm.upcall_vector and upcall_is_pending(vm, vcpu):
         return vm.upcall_vector
     if not vcpu.irr:
         return None

@@ -6,7 +6,8 @@ Each slot also has a host virtual address range, as a VMM's mapping of guest mem
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final, Protocol, cast
 
 from attrs import field, frozen
@@ -91,6 +92,14 @@ class GuestMemory:
                 return True
         return False
 
+    def storing(self, gpa: int, data: bytes) -> Callable[[], None]:
+        """What stores `data` at `gpa` each time it is called, like `write`; nothing if there is none."""
+        for slot in self.slots:
+            if slot.gpa <= gpa and gpa + len(data) <= slot.end:
+                offset = gpa - slot.gpa
+                return partial(slot.buffer.__setitem__, slice(offset, offset + len(data)), data)
+        return _do_nothing
+
     def hva_to_gpa(self, hva: int, size: int) -> int | None:
         """The guest address that the host maps at [hva, hva + size); None if that is not one slot's."""
         for slot in self.slots:
@@ -104,6 +113,10 @@ class GuestMemory:
             if slot.gpa <= gpa < slot.end:
                 return slot.hva + gpa - slot.gpa
         return None
+
+
+def _do_nothing() -> None:
+    pass
 
 
 def is_user_range(hva: int, size: int) -> bool:

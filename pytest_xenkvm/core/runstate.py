@@ -66,7 +66,10 @@ def change(vm: VmState, vcpu: VcpuState, state: int) -> None:
         account.state = _OFFLINE
     elapsed = now - account.entry_time
     if elapsed >= 0 or not vm.profile.runstate_ignores_backward_clock:
-        _add_elapsed(vm, vcpu, elapsed)
+        if vcpu.run_delay != account.seen_run_delay:
+            elapsed -= _add_stolen(vm, vcpu, elapsed)
+        times = account.times
+        times[account.state] = times[account.state] + elapsed & U64_MAX
         account.entry_time = now
     account.seen_run_delay = vcpu.run_delay
     account.state = state
@@ -74,15 +77,16 @@ def change(vm: VmState, vcpu: VcpuState, state: int) -> None:
         write_guest(vm, vcpu, atomic=state == _RUNNABLE)
 
 
-def _add_elapsed(vm: VmState, vcpu: VcpuState, elapsed: int) -> None:
+def _add_stolen(vm: VmState, vcpu: VcpuState, elapsed: int) -> int:
+    """Count as runnable what of `elapsed` the scheduler kept a running vCPU waiting; return it (ns)."""
     account = vcpu.runstate
-    times, stolen = account.times, vcpu.run_delay - account.seen_run_delay
-    if stolen and account.state == _RUNNING:
-        if vm.profile.runstate_ignores_backward_clock:
-            stolen = min(stolen, elapsed)
-        elapsed -= stolen
-        times[_RUNNABLE] = times[_RUNNABLE] + stolen & U64_MAX
-    times[account.state] = times[account.state] + elapsed & U64_MAX
+    if account.state != _RUNNING:
+        return 0
+    stolen = vcpu.run_delay - account.seen_run_delay
+    if vm.profile.runstate_ignores_backward_clock:
+        stolen = min(stolen, elapsed)
+    account.times[_RUNNABLE] = account.times[_RUNNABLE] + stolen & U64_MAX
+    return stolen
 
 
 def set_current(vm: VmState, vcpu: VcpuState, state: int) -> None:

@@ -118,10 +118,7 @@ SWITCHES: Final[tuple[Switch, ...]] = (
     ),
     Switch(
         field="runstate_ignores_backward_clock",
-        title=(
-            "A clock that went backwards changes neither the runstate times nor their entry time, and stolen "
-            "time never exceeds the elapsed time"
-        ),
+        title="A clock set back leaves all runstate times alone; stolen time never exceeds the elapsed time",
         source="kvm_xen_update_runstate; Linux 7.3",
         shows=(
             "Runstate times after KVM_SET_CLOCK set the VM's clock back. Up to 7.2 the difference wraps and "

@@ -6,15 +6,17 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable, Sequence
 from errno import EFAULT, EINVAL, ENOTTY
+from functools import partial
 from typing import Final
 
 from attrs import Factory, define, field, frozen
 
 from pytest_xenkvm.abi import ioctls
 from pytest_xenkvm.abi.numbers import KVM_CLOCK_VALID_FLAGS, U32_MAX, U64_MAX
+from pytest_xenkvm.core import evtchn, lapic, timer
 from pytest_xenkvm.core.errors import KvmError
 from pytest_xenkvm.core.hypercall_page import MsrWrite
-from pytest_xenkvm.core.hypercalls import UnseenMemory
+from pytest_xenkvm.core.hypercalls import Call, UnseenMemory
 from pytest_xenkvm.core.machine import XenVm
 from pytest_xenkvm.core.memory import GuestMemory
 from pytest_xenkvm.core.profile import HostLimits, Profile
@@ -25,6 +27,8 @@ from pytest_xenkvm.hosts.protocol import CallOutcome, GuestCall, HostError, MsrO
 from pytest_xenkvm.trace.events import MemorySlot, VmShape
 
 FIRST_FD: Final = 3
+
+_DONE: Final = CallOutcome(rax=0)
 
 _MAP_NORESERVE: Final = 0x4000
 _MAP_FLAGS: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
@@ -107,6 +111,48 @@ class EmulatedVm:
     def write_memory(self, gpa: int, data: bytes) -> bool:
         return self.machine.state.memory.write(gpa, data)
 
+    def prepared_clock(self) -> Callable[[int], int]:
+        return partial(timer.advance, self.machine.state)
+
+    def prepared_hypercall(self, vcpu: int, call: GuestCall) -> Callable[[], CallOutcome]:
+        machine, state = self.machine, self.machine.state.vcpus[vcpu]
+        enter, execute = machine.enter, machine.execute
+        pointers = GuestPointers(machine.state.memory, call)
+        seen = Call(machine.state, state, call, pointers.read)
+
+        def make() -> CallOutcome:
+            enter(state)
+            seen.block_until = call.over_by
+            if not call.longmode:
+                seen.regs = call.seen_by_kernel()
+            try:
+                outcome = execute(seen)
+            except UnseenMemory:
+                return CallOutcome()
+            if isinstance(outcome, int):
+                return CallOutcome(rax=outcome) if outcome else _DONE
+            self._forwarded[vcpu] = CallMemory(pointers)
+            return CallOutcome(exit=outcome)
+
+        return make
+
+    def prepared_store(self, gpa: int, data: bytes) -> Callable[[], None]:
+        return self.machine.state.memory.storing(gpa, data)
+
+    def prepared_ioctl(self, request: int, argument: int | bytearray) -> Callable[[], int]:
+        if request != ioctls.KVM_XEN_HVM_EVTCHN_SEND or isinstance(argument, int):
+            return partial(self.ioctl, request, argument)
+        state, (port, vcpu_id, priority) = self.machine.state, ioctls.XEN_EVTCHN.unpack_from(argument)
+
+        def send() -> int:
+            try:
+                evtchn.send_from_vmm(state, port=port, vcpu_id=vcpu_id, priority=priority)
+            except KvmError as error:
+                return -error.errno
+            return 0
+
+        return send
+
     def read_virtual(self, vcpu: int, gva: int, size: int) -> bytes | None:
         if vcpu not in self._forwarded:
             raise UnseenMemory(f"vCPU {vcpu} waits for no answer: only then is its virtual memory known")
@@ -161,18 +207,7 @@ class EmulatedVm:
         self.machine.enter(self.machine.state.vcpus[vcpu])
 
     def hypercall(self, vcpu: int, call: GuestCall) -> CallOutcome:
-        machine = self.machine
-        state = machine.state.vcpus[vcpu]
-        machine.enter(state)
-        pointers = GuestPointers(machine.state.memory, call)
-        try:
-            outcome = machine.hypercall(state, call, pointers.read, block_until=call.over_by)
-        except UnseenMemory:
-            return CallOutcome()
-        if isinstance(outcome, int):
-            return CallOutcome(rax=outcome)
-        self._forwarded[vcpu] = CallMemory(pointers)
-        return CallOutcome(exit=outcome)
+        return EmulatedVm.prepared_hypercall(self, vcpu, call)()
 
     def complete(self, vcpu: int, result: int, *, moved: bool = False) -> int:
         call = self._forwarded.pop(vcpu).pointers.call
@@ -189,10 +224,12 @@ class EmulatedVm:
         return MsrOutcome(ok=outcome is MsrWrite.OK)
 
     def take_interrupt(self, vcpu: int) -> int | None:
-        return self.machine.take_vector(self.machine.state.vcpus[vcpu])
+        state = self.machine.state
+        return lapic.take_vector(state, state.vcpus[vcpu])
 
     def pass_time(self, *, ns: int = 0, until: int = 0) -> None:
-        self.machine.advance(max(self.machine.state.now + ns, until) if ns else until)
+        state = self.machine.state
+        timer.advance(state, max(state.now + ns, until) if ns else until)
 
 
 def _check_extension(machine: XenVm, argument: int | bytearray) -> int:

@@ -9,7 +9,7 @@ are written to RAX and RIP moves on, and what a replay observes is read back fro
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from mmap import mmap
 from typing import ParamSpec, TypeVar
 
@@ -101,6 +101,9 @@ class UnicornVm(EmulatedVm):
         self.cpu.wait(vcpu)
         self._forwarded[vcpu] = CallMemory(pointers)
         return CallOutcome(exit=outcome)
+
+    def prepared_hypercall(self, vcpu: int, call: GuestCall) -> Callable[[], CallOutcome]:
+        return partial(self.hypercall, vcpu, call)
 
     @_in_host_words
     def share(self, gpa: int, buffer: mmap) -> None:

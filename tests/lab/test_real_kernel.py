@@ -6,7 +6,6 @@ With XENKVM_LAB=required in the environment they fail instead: so CI notices whe
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,16 +14,11 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from guests import KERNEL, lab, needed, run
 
 from pytest_xenkvm.cli.lab import DIED_EXIT, LATE_EXIT
 from pytest_xenkvm.cli.main import INTERRUPT_EXIT, PIPE_EXIT
-from pytest_xenkvm.lab.errors import LabError
 from pytest_xenkvm.lab.host_clock import tsc_khz
-from pytest_xenkvm.lab.kernels import KernelCache
-from pytest_xenkvm.lab.qemu import find_qemu
-
-KERNEL: Final = "linux-6.12"
-"""The one that must be there when the lab is required: it is in the archive of a stable Debian."""
 
 LOOK: Final = """
 import fcntl, json, os, sys
@@ -53,27 +47,6 @@ json.dump({
 print("to stderr", file=sys.stderr)
 sys.exit(7)
 """
-
-
-def needed(name: str) -> None:
-    """Skip, or fail if the lab is required, unless a guest with that kernel can be had."""
-    try:
-        find_qemu()
-        KernelCache.of_user().fetched(name)
-    except LabError as error:
-        if os.environ.get("XENKVM_LAB") == "required" and name == KERNEL:
-            pytest.fail(f"XENKVM_LAB=required, but {error}")
-        pytest.skip(str(error))
-
-
-def lab(*args: str) -> list[str]:
-    """The command line of a guest."""
-    return [sys.executable, "-c", "from pytest_xenkvm.cli.main import main; main()", "lab", "run", *args]
-
-
-def run(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    """Run a guest to its end."""
-    return subprocess.run(lab(*args), cwd=folder, capture_output=True, text=True, timeout=300, check=False)
 
 
 def test_a_kernel_of_the_table_is_needed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -124,7 +97,7 @@ def test_a_command_runs_on_a_real_kernel(tmp_path: Path, name: str) -> None:
 def test_a_panic_is_shown(tmp_path: Path) -> None:
     """When the kernel panics, its last words are shown, and the exit code is the lab's own."""
     needed(KERNEL)
-    done = run(tmp_path, "--", "sh", "-c", "echo before; echo c > /proc/sysrq-trigger")
+    done = run(tmp_path, "--", "sh", "-c", "echo before; sleep 2; echo c > /proc/sysrq-trigger")
     assert done.returncode == DIED_EXIT
     assert done.stdout == "before\n"
     *console, last = done.stderr.splitlines()

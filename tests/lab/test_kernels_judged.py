@@ -1,0 +1,83 @@
+"""The conformance suite, and the tests of what drives and records /dev/kvm, on real kernels.
+
+They take minutes: they run with XENKVM_REAL_KERNELS=1 in the environment, where test_real_kernel.py's do.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+from xml.etree import ElementTree as ET
+
+import pytest
+from guests import needed, run
+
+from pytest_xenkvm.core.profile import PROFILES
+
+ROOT: Final = Path(__file__).parents[2]
+SUITE: Final = ["--pyargs", "pytest_xenkvm.conformance", "-p", "no:cacheprovider", "--tb=short", "-q"]
+PATIENCE: Final = 1200.0
+"""Seconds: a minute or two, but on a machine that has other things to do."""
+
+NEEDS_KVM: Final = ["tests/hosts/test_devkvm_real.py", "tests/record/test_record_lab.py"]
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("XENKVM_REAL_KERNELS") != "1",
+    reason="takes minutes: XENKVM_REAL_KERNELS=1 judges real kernels",
+)
+
+
+def outcomes(junit: Path) -> dict[str, str]:
+    """How each probe came out, by its name."""
+    found = {}
+    for case in ET.parse(junit).iter("testcase"):  # noqa: S314 - written by pytest just now
+        ends = [child.tag for child in case if child.tag in {"failure", "error", "skipped"}]
+        found[f"{case.get('classname')}::{case.get('name')}"] = ends[0] if ends else "passed"
+    return found
+
+
+@pytest.mark.parametrize("kernel", PROFILES)
+def test_verdicts_are_those_of_the_emulated_core(kernel: str, tmp_path: Path) -> None:
+    """Every probe comes out on a real kernel as on the emulated one of its profile; all were run."""
+    needed(kernel)
+    real = run(
+        tmp_path,
+        *("--kernel", kernel, "--out", "out", "--", "pytest", *SUITE),
+        *("--xenkvm-host=kvm", "--junitxml=real.xml"),
+        timeout=PATIENCE,
+    )
+    assert (tmp_path / "out/real.xml").exists(), real.stdout[-4000:] + real.stderr
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        *SUITE,
+        f"--xenkvm-profile={kernel}",
+        "--junitxml=emulated.xml",
+    ]
+    subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+    emulated, found = outcomes(tmp_path / "emulated.xml"), outcomes(tmp_path / "out/real.xml")
+    differing = {name: (found.get(name), end) for name, end in emulated.items() if found.get(name) != end}
+    assert differing == {}, real.stdout[-20_000:]
+    assert found == emulated
+    assert set(found.values()) == ({"passed"} if kernel == "linux-7.3" else {"passed", "failure"})
+    assert real.returncode == (0 if kernel == "linux-7.3" else 1)
+
+
+@pytest.mark.parametrize("kernel", PROFILES)
+def test_the_host_kvm_and_the_recorder_on_a_real_kernel(kernel: str) -> None:
+    """Their tests, which skip elsewhere, run and pass: goldens done and recorded again, live recordings."""
+    needed(kernel)
+    brought = [option for name in ("pyproject.toml", "tests", "traces") for option in ("--copy", name)]
+    done = run(
+        ROOT,
+        *("--kernel", kernel, *brought, "--", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "--tb=short"),
+        *NEEDS_KVM,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr
+    assert re.search(r"^\d+ passed in ", done.stdout, re.MULTILINE), done.stdout[-4000:]
