@@ -29,7 +29,7 @@ from pytest_xenkvm.core.errors import KvmError
 from pytest_xenkvm.core.eventfd import Eventfd, lookup
 from pytest_xenkvm.core.hypercall_page import MsrWrite, write_msr
 from pytest_xenkvm.core.hypercalls import Call, Forward, HypercallRegisters, ReadVirt, dispatch
-from pytest_xenkvm.core.memory import GuestMemory
+from pytest_xenkvm.core.memory import Buffer, GuestMemory
 from pytest_xenkvm.core.profile import HostLimits, Profile
 from pytest_xenkvm.core.state import HvmConfig, VcpuState, VmState
 
@@ -83,6 +83,12 @@ class XenVm:
         return vcpu
 
     # Ioctls
+
+    def add_memory(self, gpa: int, buffer: Buffer) -> None:
+        """KVM_SET_USER_MEMORY_REGION with a new slot, which overlaps no other."""
+        self.state.memory.add(gpa, buffer)
+        for area in self.state.areas:
+            area.slots_changed()
 
     def check_extension(self, capability: int) -> int:
         """KVM_CHECK_EXTENSION for the two capabilities that matter here; 0 for others."""

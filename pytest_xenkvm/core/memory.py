@@ -53,6 +53,15 @@ class GuestMemory:
             self.slots.append(Slot(gpa, buffer, hva if hvas is None else hvas[index]))
             hva += len(buffer)
 
+    def add(self, gpa: int, buffer: Buffer, hva: int | None = None) -> None:
+        """One more slot, which overlaps none; `hva` None: mapped behind all others."""
+        ends = (slot.hva + len(slot.buffer) for slot in self.slots)
+        self.slots.append(Slot(gpa, buffer, max(ends, default=HVA_BASE) if hva is None else hva))
+
+    def overlaps(self, gpa: int, size: int) -> bool:
+        """Whether some of [gpa, gpa + size) lies in a slot."""
+        return any(slot.gpa < gpa + size and gpa < slot.end for slot in self.slots)
+
     def has(self, gpa: int, size: int) -> bool:
         """Whether all of [gpa, gpa + size) lies in one slot."""
         return any(slot.gpa <= gpa and gpa + size <= slot.end for slot in self.slots)

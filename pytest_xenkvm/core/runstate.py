@@ -73,7 +73,7 @@ def change(vm: VmState, vcpu: VcpuState, state: int) -> None:
         account.entry_time = now
     account.seen_run_delay = vcpu.run_delay
     account.state = state
-    if vcpu.runstate_head.mapped is not None:
+    if vcpu.runstate_head.active:
         write_guest(vm, vcpu, atomic=state == _RUNNABLE)
 
 
@@ -136,9 +136,9 @@ def write_guest(vm: VmState, vcpu: VcpuState, *, atomic: bool = False) -> None:
     """Write the account to the guest's copy, if there is one.
 
     A copy set in the 32-bit layout may need a second page since LONG_MODE. An `atomic` update (into
-    RUNNABLE, which the scheduler makes too) can't map one and writes nothing; the next other one does.
+    RUNNABLE, which the scheduler makes too) can't map a page and writes nothing; the next other one does.
     """
-    head = vcpu.runstate_head.mapped
+    head = vcpu.runstate_head.mapped if atomic else vcpu.runstate_head.refresh(vm.memory)
     if head is None:
         return
     layout, account = vm.layout, vcpu.runstate
@@ -165,7 +165,7 @@ def _tail(vm: VmState, vcpu: VcpuState, size: int) -> memoryview | None:
             vcpu.runstate_tail.activate_gpa(vm.memory, gpa + PAGE_SIZE - gpa % PAGE_SIZE, size)
         except KvmError:
             return None
-    return vcpu.runstate_tail.mapped
+    return vcpu.runstate_tail.refresh(vm.memory)
 
 
 def _check_state(state: int) -> None:

@@ -175,3 +175,11 @@ class VmState:
     def has_local_apic(self) -> bool:
         """The local APICs are in the kernel."""
         return self.irqchip != "none"
+
+    @property
+    def areas(self) -> list[MemoryArea]:
+        """All memory areas, also those that are off."""
+        parts = (
+            (vcpu.vcpu_info, vcpu.time_info, vcpu.runstate_head, vcpu.runstate_tail) for vcpu in self.vcpus
+        )
+        return [self.shared_info, *(area for vcpu in parts for area in vcpu)]

@@ -24,7 +24,7 @@ from pytest_xenkvm.hosts import attribute_codec as codec
 from pytest_xenkvm.hosts.call_memory import CallMemory
 from pytest_xenkvm.hosts.guest_pointers import GuestPointers
 from pytest_xenkvm.hosts.protocol import CallOutcome, GuestCall, HostError, MsrOutcome
-from pytest_xenkvm.trace.events import VmShape
+from pytest_xenkvm.trace.events import MemorySlot, VmShape
 
 FIRST_FD: Final = 3
 
@@ -51,16 +51,16 @@ class EmulatedHost:
 
     def create_vm(self, shape: VmShape, *, cpu_vendor: str = "amd") -> EmulatedVm:
         """A VM of that shape, its clock at 0; raises HostError if its memory can't be mapped."""
-        slots = map_slots(shape)
+        slots = map_slots(shape.memory)
         return EmulatedVm(create_machine(self.profile, self.limits, shape, slots, cpu_vendor=cpu_vendor))
 
 
-def map_slots(shape: VmShape) -> list[tuple[int, mmap.mmap]]:
+def map_slots(slots: Sequence[MemorySlot]) -> list[tuple[int, mmap.mmap]]:
     """Zeroed memory for each slot, with its guest address; raises HostError."""
     try:
-        return [(slot.gpa, mmap.mmap(-1, slot.size, flags=_MAP_FLAGS)) for slot in shape.memory]
+        return [(slot.gpa, mmap.mmap(-1, slot.size, flags=_MAP_FLAGS)) for slot in slots]
     except (OSError, ValueError, OverflowError) as error:
-        total = sum(slot.size for slot in shape.memory)
+        total = sum(slot.size for slot in slots)
         raise HostError(f"can't map {total} bytes of guest memory: {error}") from error
 
 
@@ -166,6 +166,16 @@ class EmulatedVm:
             raise UnseenMemory(f"vCPU {vcpu} waits for no answer: only then are its page tables known")
         return self._forwarded[vcpu].translate(gva)
 
+    def add_memory(self, gpa: int, size: int) -> None:
+        if self.machine.state.memory.overlaps(gpa, size):
+            raise HostError(f"a memory slot of {size} bytes at {gpa:#x} overlaps memory that the VM has")
+        ((_gpa, buffer),) = map_slots([MemorySlot(gpa=gpa, size=size)])
+        self.share(gpa, buffer)
+        self.machine.add_memory(gpa, buffer)
+
+    def share(self, gpa: int, buffer: mmap.mmap) -> None:
+        """Let the guest's CPU have new memory, where there is one."""
+
     def gpa_to_hva(self, gpa: int) -> int | None:
         return self.machine.state.memory.gpa_to_hva(gpa)
 
@@ -199,9 +209,10 @@ class EmulatedVm:
     def hypercall(self, vcpu: int, call: GuestCall) -> CallOutcome:
         return EmulatedVm.prepared_hypercall(self, vcpu, call)()
 
-    def complete(self, vcpu: int, result: int) -> int:
-        self.machine.complete_hypercall(self.machine.state.vcpus[vcpu])
-        return result & (U64_MAX if self._forwarded.pop(vcpu).pointers.call.longmode else U32_MAX)
+    def complete(self, vcpu: int, result: int, *, moved: bool = False) -> int:
+        call = self._forwarded.pop(vcpu).pointers.call
+        completes = self.machine.complete_hypercall(self.machine.state.vcpus[vcpu], linear_rip=int(moved))
+        return (result if completes else call.nr) & (U64_MAX if call.longmode else U32_MAX)
 
     def wrmsr(self, vcpu: int, msr: int, value: int, *, longmode: bool, compat: bool = False) -> MsrOutcome:  # noqa: ARG002 - EFER.LMA alone decides
         state = self.machine.state.vcpus[vcpu]

@@ -75,6 +75,12 @@ class HostVm(Protocol):
     def translate(self, vcpu: int, gva: int) -> int | None:
         """The guest address behind a virtual one; None where nothing is mapped. Raises as `read_virtual`."""
 
+    def add_memory(self, gpa: int, size: int) -> None:
+        """Give the VM one more slot of zeroed memory (bytes, whole pages); raises HostError if it can't be.
+
+        KVM then finds its mappings of areas by guest address stale (`kvm_gpc_check`).
+        """
+
     def gpa_to_hva(self, gpa: int) -> int | None:
         """The host address that backs a guest address."""
 
@@ -99,8 +105,11 @@ class HostVm(Protocol):
     def hypercall(self, vcpu: int, call: GuestCall) -> CallOutcome:
         """Let the guest make a hypercall. A forwarded one waits for `complete`."""
 
-    def complete(self, vcpu: int, result: int) -> int:
-        """Answer the forwarded hypercall with `result` (u64); the guest's RAX (EAX in 32-bit mode) then."""
+    def complete(self, vcpu: int, result: int, *, moved: bool = False) -> int:
+        """Answer the forwarded hypercall with `result` (u64); the guest's RAX (EAX in 32-bit mode) then.
+
+        `moved`: the VMM sets RIP to other code first (KVM_SET_REGS).
+        """
 
     def wrmsr(self, vcpu: int, msr: int, value: int, *, longmode: bool, compat: bool = False) -> MsrOutcome:
         """Let the guest write an MSR from 64-bit (or, `compat`, 32-bit) code with EFER.LMA = `longmode`."""

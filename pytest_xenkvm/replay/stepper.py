@@ -189,17 +189,19 @@ class Stepper:
         found = self.vm.read_memory(event.gpa, len(event.data))
         return event if found == event.data else evolve(event, data=found or b"")
 
-    def hypercall(self, event: Hypercall, ts: int | None, answer: Answer) -> Hypercall | None:
+    def hypercall(
+        self, event: Hypercall, ts: int | None, answer: Answer, *, moved: bool = False
+    ) -> Hypercall | None:
         """Let the guest make the hypercall; None if it depends on memory that nobody saw.
 
-        `ts`: when the recorded one had returned (ns).
+        `ts`: when the recorded one had returned (ns). `moved`: the VMM moves RIP before it answers.
         """
         call = self._guest_call(event, ts)
         outcome = self.vm.hypercall(event.vcpu, call)
-        return self._happened(event, call, outcome, answer)
+        return self._happened(event, call, outcome, answer, moved=moved)
 
     def _happened(
-        self, event: Hypercall, call: GuestCall, outcome: CallOutcome, answer: Answer
+        self, event: Hypercall, call: GuestCall, outcome: CallOutcome, answer: Answer, *, moved: bool = False
     ) -> Hypercall | None:
         """The hypercall as it came out, answered if it was forwarded."""
         if outcome.exit is None:
@@ -213,7 +215,7 @@ class Stepper:
             input=outcome.exit.input,
             params=_recorded_spelling(event.args, call.args, outcome.exit.params),
         )
-        rax = self.vm.complete(event.vcpu, answer(event, outcome.exit))
+        rax = self.vm.complete(event.vcpu, answer(event, outcome.exit), moved=moved)
         return _evolve_call(event, "userspace", exit_, rax)
 
     def wrmsr(self, event: Wrmsr) -> Wrmsr:
