@@ -8,6 +8,7 @@ from pytest_xenkvm.abi.numbers import U32_MAX, U64_MAX, HvmAttr, Hypercall, Sche
 
 from .kit.demands import FORWARDED
 from .kit.hosts import SWITCHED_OFF_AFTER, Builder
+from .kit.moved_rip import forwarded_then_moved
 from .kit.setting import ARGUMENT, MODES, MODES_32, Mode
 
 pytestmark = pytest.mark.source(
@@ -89,6 +90,15 @@ NOT_INTERCEPTING = {
     "only EVTCHN_SEND": (int(XenHvmFlag.EVTCHN_SEND), 0x4000_0000),
     "nothing": (0, 0),
 }
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_rip_moved_by_the_vmm(new_vm: Builder, mode: Mode) -> None:
+    """If the VMM moves RIP before it answers, the guest goes on there: no answer, nothing skipped."""
+    vcpu = new_vm.ready().vcpus[0]
+    for number in (Hypercall.vcpu_op, 127):
+        forwarded_then_moved(vcpu, number, mode=mode)
+        vcpu.call(number, answers=FORWARDED, mode=mode)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -128,6 +128,20 @@ def test_update_moves_to_another_vcpu(new_vm: Builder) -> None:
         vm.vcpus[0].evtchn_send(port, answers=FORWARDED)
 
 
+def test_update_to_the_same_vcpu(new_vm: Builder) -> None:
+    """UPDATE that names the target vCPU anew leaves the port as it was."""
+    vm = new_vm.ready(ids=(0, 3))
+    for port, type_ in ((9, INTERDOMAIN), (10, IPI)):
+        vm.outbound(port, type_=type_, port=10, vcpu=3)
+        for _ in range(2):
+            vm.outbound(port, type_=type_, port=10, vcpu=3, flags=EvtchnFlag.UPDATE)
+            vm.vcpus[0].evtchn_send(port)
+            vm.pending(10)
+            vm.vcpus[1].upcall(0)
+            vm.vcpus[0].quiet()
+            vm.clear_events()
+
+
 @pytest.mark.parametrize(
     "change",
     [{"type_": IPI}, {"type_": 0}, {"port": 6}, {"port": 0}, {"priority": 0}, {"priority": 0xFFFF_FFFE}],

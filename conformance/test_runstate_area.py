@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from errno import EFAULT, ENOENT
-from struct import Struct
 
 import pytest
 
@@ -17,8 +16,9 @@ from pytest_xenkvm.abi.numbers import (
 )
 
 from .kit.hosts import Builder
+from .kit.runstate_copy import END, FILL, LAYOUTS, RUNSTATE_SIZE, copied, vm_with
 from .kit.setting import MEMORY, MS, NOWHERE, RUNSTATE
-from .kit.vm import ProbeVm
+from .kit.slots import slot_added
 
 pytestmark = pytest.mark.source("kvm_xen_vcpu_set_attr(RUNSTATE_ADDR), kvm_xen_update_runstate_guest")
 
@@ -29,39 +29,15 @@ ADDR, DATA, CURRENT, ADJUST = (
     VcpuAttr.RUNSTATE_ADJUST,
 )
 ACCOUNT = (int(Runstate.BLOCKED), 1000, 100, 200, 300, 400)
-LAYOUTS = {True: Struct("<I4xQQQQQ"), False: Struct("<IQQQQQ")}
-"""state, then (64-bit: padding) entry time and the four times."""
 MODES = pytest.mark.parametrize("long_mode", [True, False], ids=["64-bit", "32-bit"])
+PLACES = pytest.mark.parametrize("gpa", [RUNSTATE + 0x100, END - 20], ids=["within a page", "across pages"])
 FLAG = pytest.mark.parametrize("flag", [0, 1], ids=["plain", "update flag"])
-END = RUNSTATE + PAGE_SIZE
-FILL = 0x5A
 
 
 def crossing(long_mode: bool) -> list[int]:  # noqa: FBT001 - a parameter of probes
     """Where a page's end cuts the structure anywhere, within each member and between."""
     size = LAYOUTS[long_mode].size
     return sorted({*range(1, size, 5), 4, 8, 12, 16, 24, 40, size - 1})
-
-
-def vm_with(new_vm: Builder, *, long_mode: bool, flag: int = 0) -> ProbeVm:
-    """A VM without a configuration: entries don't change the account."""
-    vm = new_vm()
-    vm.wait(MS)
-    vm.set(HvmAttr.LONG_MODE, int(long_mode))
-    vm.set(HvmAttr.RUNSTATE_UPDATE_FLAG, flag)
-    vm.store(RUNSTATE, bytes([FILL]) * (2 * PAGE_SIZE))
-    return vm
-
-
-def copied(vm: ProbeVm, gpa: int) -> None:
-    """The copy must be the account, and memory beside it must be as it was."""
-    __tracebackhide__ = True
-    layout = LAYOUTS[vm.long_mode]
-    account = vm.vcpus[0].runstate()
-    mask = b"\xff" * 4 + bytes(4) * vm.long_mode + b"\xff" * 40
-    vm.holds(gpa, layout.pack(*account), "the copy of the runstate", mask=mask)
-    vm.holds(gpa - 8, bytes([FILL]) * 8, "memory before the copy")
-    vm.holds(gpa + layout.size, bytes([FILL]) * 8, "memory behind the copy")
 
 
 def test_none_at_first(new_vm: Builder) -> None:
@@ -231,3 +207,54 @@ def test_each_vcpu_has_its_own(new_vm: Builder) -> None:
     vm.vcpus[1].get(ADDR, RUNSTATE + 64)
     vm.holds(RUNSTATE, b"\1\0\0\0", "vCPU 0's copy")
     vm.holds(RUNSTATE + 64, b"\2\0\0\0", "vCPU 1's copy")
+
+
+# ---- a copy that must be found anew, since memory slots changed
+
+
+@MODES
+@FLAG
+@PLACES
+def test_runstate_goes_on(new_vm: Builder, gpa: int, *, long_mode: bool, flag: int) -> None:
+    """The guest's copy is kept up to date, though it must be found anew."""
+    vm = vm_with(new_vm, long_mode=long_mode, flag=flag)
+    vcpu = vm.vcpus[0]
+    vcpu.set(ADDR, gpa)
+    for state in (Runstate.BLOCKED, Runstate.RUNNING, Runstate.OFFLINE):
+        slot_added(vm)
+        vcpu.set(CURRENT, state)
+        copied(vm, gpa)
+    slot_added(vm)
+    vcpu.set(ADJUST, (RUNSTATE_ADJUST_KEEP_STATE, 0, 0, 0, 0, 0))
+    copied(vm, gpa)
+
+
+@PLACES
+def test_runnable_finds_nothing_anew(new_vm: Builder, gpa: int) -> None:
+    """The change to RUNNABLE, which the scheduler makes too, leaves a copy that must be found anew as it was.
+
+    The next change to another state writes it.
+    """
+    vm = vm_with(new_vm, long_mode=True)
+    vcpu = vm.vcpus[0]
+    vcpu.set(ADDR, gpa)
+    slot_added(vm)
+    before = vm.read(gpa, RUNSTATE_SIZE)
+    vcpu.set(CURRENT, Runstate.RUNNABLE)
+    vm.holds(gpa, before, "the copy of the runstate")
+    vcpu.set(CURRENT, Runstate.BLOCKED)
+    copied(vm, gpa)
+    vcpu.set(CURRENT, Runstate.RUNNABLE)
+    copied(vm, gpa)
+
+
+def test_runstate_at_the_entry(new_vm: Builder) -> None:
+    """A vCPU that enters the guest writes its copy, though it must be found anew."""
+    vm = new_vm.ready()
+    vcpu = vm.vcpus[0]
+    vcpu.set(ADDR, RUNSTATE)
+    vm.store(RUNSTATE, bytes([FILL]) * RUNSTATE_SIZE)
+    slot_added(vm)
+    vcpu.run()
+    running_or_runnable = b"\xfe\xff\xff\xff"
+    vm.holds(RUNSTATE, bytes(4), "the state in the copy", mask=running_or_runnable)

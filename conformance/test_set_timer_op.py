@@ -74,7 +74,9 @@ def test_fires_when_due(new_vm: Builder, mode: Mode) -> None:
 
 @pytest.mark.xenkvm(**RULE)
 @pytest.mark.parametrize(
-    "timeout", [U64_MAX, 1 << 63, (1 << 63) | 1, NowPlus(LIMIT + SECOND), (1 << 63) - 1], ids=str
+    "timeout",
+    [U64_MAX, 1 << 63, (1 << 63) | 1, NowPlus(LIMIT + SECOND), NowPlus(2 * LIMIT - SECOND), (1 << 63) - 1],
+    ids=str,
 )
 def test_linux_workaround(new_vm: Builder, timeout: int | NowPlus) -> None:
     """A timeout that is negative, or more than 2^50 ns ahead, means 100 ms from now."""

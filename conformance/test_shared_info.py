@@ -44,6 +44,17 @@ def test_by_gfn(new_vm: Builder) -> None:
         vm.get(HvmAttr.SHARED_INFO_HVA, 0)
 
 
+def test_whatever_the_argument_holds(new_vm: Builder) -> None:
+    """Reading shared_info stores the address over what the VMM passes, also if there is none."""
+    vm = new_vm()
+    for by, type_, off in (
+        ("gfn", HvmAttr.SHARED_INFO, INVALID_GFN),
+        ("hva", HvmAttr.SHARED_INFO_HVA, 0),
+    ):
+        arg = {"type": int(type_), "shared_info": {by: 0x1234_5000}}
+        vm.ioctl("KVM_XEN_HVM_GET_ATTR", arg, out={"shared_info": {by: off}})
+
+
 def test_by_hva(new_vm: Builder) -> None:
     """What was set by host address reads back so, and has no frame number; each replaces the other."""
     vm = new_vm()
@@ -166,6 +177,16 @@ def test_wall_clock_version(new_vm: Builder, before: int, after: int) -> None:
     vm.store(SHARED_INFO + CLOCK_64, U32.pack(before))
     vm.set(HvmAttr.SHARED_INFO, GFN)
     vm.holds(SHARED_INFO + CLOCK_64, U32.pack(after), "the wall clock's version")
+
+
+@pytest.mark.parametrize(("long_mode", "sec_hi"), [(1, 0xC0C), (0, 0x924)], ids=["64-bit", "32-bit"])
+def test_all_of_the_wall_clock_is_written(new_vm: Builder, long_mode: int, sec_hi: int) -> None:
+    """The upper half of the wall clock's seconds is written, whatever the page held."""
+    vm = new_vm()
+    vm.set(HvmAttr.LONG_MODE, long_mode)
+    vm.store(SHARED_INFO, b"\x5a" * PAGE_SIZE)
+    vm.set(HvmAttr.SHARED_INFO, GFN)
+    vm.holds(SHARED_INFO + sec_hi, bytes(4), "the wall clock's sec_hi")
 
 
 def test_rest_of_the_page(new_vm: Builder) -> None:

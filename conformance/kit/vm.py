@@ -17,6 +17,7 @@ from pytest_xenkvm.abi.numbers import (
     KVM_CAP_MAX_VCPUS,
     KVM_IRQ_ROUTING_XEN_EVTCHN,
     KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL,
+    PAGE_SIZE,
     EvtchnStat,
     HvmAttr,
     XenHvmFlag,
@@ -73,6 +74,8 @@ class ProbeVm:
     """The layout that shared structures are expected in."""
     shared_info: int = field(default=SHARED_INFO, init=False)
     upcall_vector: int = field(default=0, init=False)
+    added: int = field(default=0, init=False)
+    """Memory slots added since."""
     _stepper: Stepper = field(init=False)
     """Does events on the host's VM, which lives as long as this and `migrator` hold it."""
     _next_fd: int = field(default=1, init=False)
@@ -301,19 +304,23 @@ class ProbeVm:
         if ret:
             self.fail(f"KVM_SET_CLOCK({ns} ns) to return 0", result(ret))
 
+    def add_memory(self, gpa: int, size: int = PAGE_SIZE) -> None:
+        """KVM_SET_USER_MEMORY_REGION with a new slot, which traces don't hold."""
+        self._stepper.vm.add_memory(gpa, size)
+
     def close(self) -> None:
         """Let go of the VM, which the host then forgets; nothing can be done to it any more."""
         del self._stepper, self.migrator
 
     # ---- for vCPUs
 
-    def do_hypercall(self, event: events.Hypercall, answer: int) -> events.Hypercall:
-        """Let the guest make a hypercall; a forwarded one is answered with `answer`."""
+    def do_hypercall(self, event: events.Hypercall, answer: int, *, moved: bool = False) -> events.Hypercall:
+        """Let the guest make a hypercall; a forwarded one is answered, with RIP elsewhere if `moved`."""
 
         def answered(_event: events.Hypercall, _exit: XenExit) -> int:
             return answer
 
-        happened = self._stepper.hypercall(event, None, answered)
+        happened = self._stepper.hypercall(event, None, answered, moved=moved)
         if happened is None:
             self.tell(event)
             self.fail(

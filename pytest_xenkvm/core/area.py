@@ -1,15 +1,18 @@
 """Memory areas: guest memory that the kernel keeps mapped so that it can update it at any time.
 
 The states of an area, and what moves it between them (`kvm_gpc_activate`, `kvm_gpc_activate_hva`,
-`kvm_gpc_deactivate`, `kvm_gpc_refresh`; all supported kernels):
+`kvm_gpc_deactivate`, `kvm_gpc_check`, `kvm_gpc_refresh`; all supported kernels):
 
     off      --activate, range crosses a page or no process address--> unchanged, -EINVAL
     any      --activate, no memory there-->                            refused, -EFAULT
     any      --activate, memory there-->                               usable
     any      --deactivate-->                                           off
+    usable   --the VM's memory slots change, given by guest address--> refused
+    refused  --refresh, memory there-->                                usable
 
-A *refused* area counts as active: reading the attribute returns the address that failed, and whoever
-wants to use it gets -EFAULT.
+A *refused* area counts as active: reading the attribute returns the address that failed. Whoever wants to
+use it and may sleep maps it anew first, and gets -EFAULT if there is still no memory; whoever may not sleep
+takes it as it is (`mapped`).
 """
 
 from __future__ import annotations
@@ -53,11 +56,24 @@ class MemoryArea:
         """Switch the area off."""
         self.active, self.gpa, self.hva, self.mapped = False, INVALID_GPA, 0, None
 
-    def usable(self) -> memoryview:
-        """The bytes; raises KvmError -EINVAL if off, -EFAULT if refused."""
-        if self.mapped is None:
-            raise KvmError(EFAULT if self.active else EINVAL)
+    def slots_changed(self) -> None:
+        """The mapping of an area given by guest address is stale; host addresses stay what they are."""
+        if not self.hva:
+            self.mapped = None
+
+    def refresh(self, memory: GuestMemory) -> memoryview | None:
+        """The bytes, mapped anew if need be; None if off, or if there is no memory."""
+        if self.mapped is None and self.active:
+            gpa = memory.hva_to_gpa(self.hva, 1) if self.hva else self.gpa
+            self.mapped = None if gpa is None else memory.view(gpa, PAGE_SIZE - gpa % PAGE_SIZE)
         return self.mapped
+
+    def usable(self, memory: GuestMemory) -> memoryview:
+        """The same bytes; raises KvmError -EINVAL if off, -EFAULT if there is no memory."""
+        mapped = self.mapped or self.refresh(memory)
+        if mapped is None:
+            raise KvmError(EFAULT if self.active else EINVAL)
+        return mapped
 
     def _map(self, memory: GuestMemory, gpa: int | None) -> None:
         self.mapped = None if gpa is None else memory.view(gpa, PAGE_SIZE - gpa % PAGE_SIZE)

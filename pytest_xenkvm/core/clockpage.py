@@ -27,7 +27,7 @@ def write_wall_clock(vm: VmState) -> None:
     The version goes through an odd value and ends even: ((v + 1) | 1) + 1 of what the page holds. Raises
     KvmError if shared_info is off (-EINVAL) or refused (-EFAULT).
     """
-    page, place = vm.shared_info.usable(), vm.layout.wall_clock
+    page, place = vm.shared_info.usable(vm.memory), vm.layout.wall_clock
     seconds, ns = divmod(vm.boot_time_ns, _NS_PER_S)
     WALL_CLOCK.pack_into(page, place, _next_even_version(page, place), seconds & U32_MAX, ns)
     U32.pack_into(page, vm.layout.wall_clock_sec_hi, seconds >> 32 & U32_MAX)
@@ -48,7 +48,7 @@ def update_vcpu_clocks(vm: VmState, vcpu: VcpuState) -> None:
     if not vcpu.clock_update_due:
         return
     vcpu.clock_update_due = False
-    info, time_info = vcpu.vcpu_info.mapped, vcpu.time_info.mapped
+    info, time_info = vcpu.vcpu_info.refresh(vm.memory), vcpu.time_info.refresh(vm.memory)
     stopped = 0 if info is None else _write_clock(vm, info, VCPU_INFO_TIME, 0)
     if time_info is not None:
         _write_clock(vm, time_info, 0, stopped if vm.profile.guest_stopped_bleeds else 0)

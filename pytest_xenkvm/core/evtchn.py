@@ -12,7 +12,7 @@ kernels):
                                                   and, if it was clear, evtchn_upcall_pending := 1 and the
                                                   vCPU's own upcall vector is raised
 
-Selector bits of a vCPU without a usable vcpu_info are kept and merged at its next guest entry with one.
+Selector bits of a vCPU whose vcpu_info is not mapped are kept and merged at its next guest entry with one.
 """
 
 from __future__ import annotations
@@ -36,28 +36,34 @@ class Delivery(Enum):
     MASKED = "masked"
 
 
+_DELIVERED: Final = Delivery.DELIVERED
+_COALESCED: Final = Delivery.COALESCED
+_MASKED: Final = Delivery.MASKED
+
 _BYTE_BITS: Final = 8
 
 
 def deliver(vm: VmState, port: int, vcpu_id: int) -> Delivery:
     """Deliver an event to a KVM vCPU id as the table above says; raises KvmError -EINVAL or -EFAULT."""
-    vcpu, layout = vm.vcpu_by_id(vcpu_id), vm.layout
+    vcpu, layout = vm.vcpus_by_id.get(vcpu_id), vm.layout
     if vcpu is None or port >= layout.max_ports:
         raise KvmError(EINVAL)
-    shared_info = vm.shared_info.usable()
-    if _test_and_set(shared_info, EVTCHN_PENDING, port):
-        return Delivery.COALESCED
-    if _test(shared_info, layout.evtchn_mask, port):
+    shared_info = vm.shared_info.mapped or vm.shared_info.usable(vm.memory)
+    byte, bit = port // _BYTE_BITS, 1 << port % _BYTE_BITS
+    pending = shared_info[EVTCHN_PENDING + byte]
+    if pending & bit:
+        return _COALESCED
+    shared_info[EVTCHN_PENDING + byte] = pending | bit
+    if shared_info[layout.evtchn_mask + byte] & bit:
         _wake_poller(vcpu, port)
-        return Delivery.MASKED
+        return _MASKED
     _select(vm, vcpu, port // layout.word_bits)
-    return Delivery.DELIVERED
+    return _DELIVERED
 
 
 def send_from_vmm(vm: VmState, *, port: int, vcpu_id: int, priority: int) -> None:
     """KVM_XEN_HVM_EVTCHN_SEND (`kvm_xen_hvm_evtchn_send`). Raises KvmError -EINVAL or -EFAULT."""
-    check_priority(priority)
-    if not 0 < port < vm.layout.max_ports:
+    if priority != KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL or not 0 < port < vm.layout.max_ports:
         raise KvmError(EINVAL)
     deliver(vm, port, vcpu_id)
 
@@ -74,8 +80,10 @@ def merge_deferred(vm: VmState, vcpu: VcpuState) -> None:
     Only with a hypercall MSR configured. 64-bit layout: all bits move. 32-bit layout: bits above 31 don't
     fit and stay, and every pass sets evtchn_upcall_pending again.
     """
-    info = vcpu.vcpu_info.mapped
-    if not vcpu.deferred_sel or not vm.xen_enabled or info is None:
+    if not vcpu.deferred_sel or not vm.xen_enabled:
+        return
+    info = vcpu.vcpu_info.refresh(vm.memory)
+    if info is None:
         return
     word, start = vm.layout.word_bits, vm.layout.pending_sel
     movable = vcpu.deferred_sel & ((1 << word) - 1)
@@ -89,7 +97,7 @@ def merge_deferred(vm: VmState, vcpu: VcpuState) -> None:
 
 def is_pending(vm: VmState, port: int) -> bool:
     """Whether the port's pending bit is set; shared_info must be usable."""
-    return _test(vm.shared_info.usable(), EVTCHN_PENDING, port)
+    return _test(vm.shared_info.usable(vm.memory), EVTCHN_PENDING, port)
 
 
 def _select(vm: VmState, vcpu: VcpuState, word: int) -> None:

@@ -100,6 +100,11 @@ _STOP_SINGLESHOT: Final = int(VcpuOp.stop_singleshot_timer)
 _SINGLESHOT_OPS: Final = (int(VcpuOp.set_singleshot_timer), _STOP_SINGLESHOT)
 """Plain numbers: guests make these calls all the time."""
 
+_SINGLESHOT_64: Final = LAYOUT_64.singleshot
+_SINGLESHOT_32: Final = LAYOUT_32.singleshot
+
+_SEND: Final = int(EvtchnOp.send)
+
 _KVM_HYPERCALLS: Final = frozenset((KVM_HC_VAPIC_POLL_IRQ, KVM_HC_KICK_CPU, KVM_HC_SCHED_YIELD))
 
 Result = int | Forward
@@ -107,11 +112,12 @@ Result = int | Forward
 
 def dispatch(call: Call) -> Result:
     """Handle a hypercall as the table above says."""
-    if not call.vm.intercepts_hypercalls:
+    regs, vm = call.regs, call.vm
+    if not (vm.config.intercepts or vm.intercepts_hypercalls):
         return _kvm_hypercall(call)
-    if call.regs.cpl > 0:
+    if regs.cpl > 0:
         return FORWARD
-    handler = _HANDLERS.get(call.regs.nr)
+    handler = _HANDLERS.get(regs.nr)
     return FORWARD if handler is None else handler(call)
 
 
@@ -135,9 +141,10 @@ def _xen_version(call: Call) -> Result:
 
 def _event_channel_op(call: Call) -> Result:
     """EVTCHNOP_send to an outbound port; the sub-op is compared in 64 bits."""
-    if call.regs.args[0] != EvtchnOp.send:
+    args = call.regs.args
+    if args[0] != _SEND:
         return FORWARD
-    port = call.read(call.regs.args[1], U32.size)
+    port = call.read_virt(args[1], U32.size, U32.size)
     if port is None:
         return -EFAULT
     return 0 if outbound.send(call.vm, U32.unpack(port)[0]) else FORWARD
@@ -200,7 +207,8 @@ def _vcpu_op(call: Call) -> Result:
     forwarded, whatever vCPU the guest names · another vCPU named: -EINVAL · argument unreadable: -EFAULT.
     Sub-op and vCPU number lose bits 32-63. The argument's flags are ignored.
     """
-    args, vcpu = call.regs.args, call.vcpu
+    regs, vcpu = call.regs, call.vcpu
+    args = regs.args
     sub_op, named_vcpu = args[0] & U32_MAX, args[1] & U32_MAX
     if sub_op not in _SINGLESHOT_OPS or not vcpu.timer.port:
         return FORWARD
@@ -211,7 +219,7 @@ def _vcpu_op(call: Call) -> Result:
     if sub_op == _STOP_SINGLESHOT:
         timer.stop(vcpu)
         return 0
-    layout = call.regs.layout.singleshot
+    layout = _SINGLESHOT_64 if regs.longmode else _SINGLESHOT_32
     argument = call.read_virt(args[2], layout.size, U64.size)
     if argument is None:
         return -EFAULT

@@ -23,10 +23,10 @@ def request_upcall_vector(vm: VmState, vcpu: VcpuState) -> None:
 
 def upcall_is_pending(vm: VmState, vcpu: VcpuState) -> bool:
     """Whether the VM-wide upcall vector is raised on this vCPU."""
-    info = vcpu.vcpu_info.mapped
-    if not vm.upcall_vector or info is None or not (vm.xen_enabled and vm.has_local_apic):
+    if not vm.upcall_vector or not (vm.xen_enabled and vm.has_local_apic):
         return False
-    return info[VCPU_INFO_UPCALL_PENDING] != 0
+    info = vcpu.vcpu_info.refresh(vm.memory)
+    return info is not None and info[VCPU_INFO_UPCALL_PENDING] != 0
 
 
 def next_vector(vm: VmState, vcpu: VcpuState) -> int | None:
@@ -38,7 +38,7 @@ def next_vector(vm: VmState, vcpu: VcpuState) -> int | None:
 
 def take_vector(vm: VmState, vcpu: VcpuState) -> int | None:
     """Like `next_vector`, and the local APIC's request is gone: the guest took it."""
-    if upcall_is_pending(vm, vcpu):
+    if vm.upcall_vector and upcall_is_pending(vm, vcpu):
         return vm.upcall_vector
     if not vcpu.irr:
         return None

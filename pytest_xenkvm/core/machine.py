@@ -29,7 +29,7 @@ from pytest_xenkvm.core.errors import KvmError
 from pytest_xenkvm.core.eventfd import Eventfd, lookup
 from pytest_xenkvm.core.hypercall_page import MsrWrite, write_msr
 from pytest_xenkvm.core.hypercalls import Call, Forward, HypercallRegisters, ReadVirt, dispatch
-from pytest_xenkvm.core.memory import GuestMemory
+from pytest_xenkvm.core.memory import Buffer, GuestMemory
 from pytest_xenkvm.core.profile import HostLimits, Profile
 from pytest_xenkvm.core.state import HvmConfig, VcpuState, VmState
 
@@ -79,9 +79,16 @@ class XenVm:
         state = self.state
         vcpu = VcpuState(index=len(state.vcpus), id=vcpu_id, xen_id=state.profile.unset_vcpu_id)
         state.vcpus.append(vcpu)
+        state.vcpus_by_id.setdefault(vcpu_id, vcpu)
         return vcpu
 
     # Ioctls
+
+    def add_memory(self, gpa: int, buffer: Buffer) -> None:
+        """KVM_SET_USER_MEMORY_REGION with a new slot, which overlaps no other."""
+        self.state.memory.add(gpa, buffer)
+        for area in self.state.areas:
+            area.slots_changed()
 
     def check_extension(self, capability: int) -> int:
         """KVM_CHECK_EXTENSION for the two capabilities that matter here; 0 for others."""
@@ -146,7 +153,8 @@ class XenVm:
             update_vcpu_clocks(state, vcpu)
         if state.config.msr:
             runstate.change(state, vcpu, _RUNNING)
-        self._settle(vcpu)
+        if vcpu.deferred_sel or vcpu.timer.pending:
+            self._settle(vcpu)
 
     def hypercall(
         self,
@@ -162,8 +170,12 @@ class XenVm:
         A forwarded call waits for `complete_hypercall`; what a handled one caused is delivered. A call
         that blocks moves the VM's clock, to `block_until` (ns) at the most.
         """
-        seen = registers if registers.longmode else registers.seen_by_kernel()
-        result = dispatch(Call(self.state, vcpu, seen, read, block_until))
+        return self.execute(Call(self.state, vcpu, registers.seen_by_kernel(), read, block_until), linear_rip)
+
+    def execute(self, call: Call, linear_rip: int = 0) -> int | XenExit:
+        """The same with all that a handler looks at, the registers as the kernel sees them."""
+        vcpu, seen = call.vcpu, call.regs
+        result = dispatch(call)
         if isinstance(result, Forward):
             vcpu.hypercall_rip = linear_rip
             return XenExit(
@@ -173,7 +185,8 @@ class XenVm:
                 input=seen.nr,
                 params=seen.args,
             )
-        self._settle(vcpu)
+        if vcpu.deferred_sel or vcpu.timer.pending:
+            self._settle(vcpu)
         return result & (U64_MAX if seen.longmode else U32_MAX)
 
     def complete_hypercall(self, vcpu: VcpuState, *, linear_rip: int = 0) -> bool:

@@ -6,7 +6,8 @@ Each slot also has a host virtual address range, as a VMM's mapping of guest mem
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final, Protocol, cast
 
 from attrs import field, frozen
@@ -52,6 +53,15 @@ class GuestMemory:
             self.slots.append(Slot(gpa, buffer, hva if hvas is None else hvas[index]))
             hva += len(buffer)
 
+    def add(self, gpa: int, buffer: Buffer, hva: int | None = None) -> None:
+        """One more slot, which overlaps none; `hva` None: mapped behind all others."""
+        ends = (slot.hva + len(slot.buffer) for slot in self.slots)
+        self.slots.append(Slot(gpa, buffer, max(ends, default=HVA_BASE) if hva is None else hva))
+
+    def overlaps(self, gpa: int, size: int) -> bool:
+        """Whether some of [gpa, gpa + size) lies in a slot."""
+        return any(slot.gpa < gpa + size and gpa < slot.end for slot in self.slots)
+
     def has(self, gpa: int, size: int) -> bool:
         """Whether all of [gpa, gpa + size) lies in one slot."""
         return any(slot.gpa <= gpa and gpa + size <= slot.end for slot in self.slots)
@@ -82,6 +92,14 @@ class GuestMemory:
                 return True
         return False
 
+    def storing(self, gpa: int, data: bytes) -> Callable[[], None]:
+        """What stores `data` at `gpa` each time it is called, like `write`; nothing if there is none."""
+        for slot in self.slots:
+            if slot.gpa <= gpa and gpa + len(data) <= slot.end:
+                offset = gpa - slot.gpa
+                return partial(slot.buffer.__setitem__, slice(offset, offset + len(data)), data)
+        return _do_nothing
+
     def hva_to_gpa(self, hva: int, size: int) -> int | None:
         """The guest address that the host maps at [hva, hva + size); None if that is not one slot's."""
         for slot in self.slots:
@@ -95,6 +113,10 @@ class GuestMemory:
             if slot.gpa <= gpa < slot.end:
                 return slot.hva + gpa - slot.gpa
         return None
+
+
+def _do_nothing() -> None:
+    pass
 
 
 def is_user_range(hva: int, size: int) -> bool:

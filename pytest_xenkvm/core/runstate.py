@@ -66,23 +66,27 @@ def change(vm: VmState, vcpu: VcpuState, state: int) -> None:
         account.state = _OFFLINE
     elapsed = now - account.entry_time
     if elapsed >= 0 or not vm.profile.runstate_ignores_backward_clock:
-        _add_elapsed(vm, vcpu, elapsed)
+        if vcpu.run_delay != account.seen_run_delay:
+            elapsed -= _add_stolen(vm, vcpu, elapsed)
+        times = account.times
+        times[account.state] = times[account.state] + elapsed & U64_MAX
         account.entry_time = now
     account.seen_run_delay = vcpu.run_delay
     account.state = state
-    if vcpu.runstate_head.mapped is not None:
+    if vcpu.runstate_head.active:
         write_guest(vm, vcpu, atomic=state == _RUNNABLE)
 
 
-def _add_elapsed(vm: VmState, vcpu: VcpuState, elapsed: int) -> None:
+def _add_stolen(vm: VmState, vcpu: VcpuState, elapsed: int) -> int:
+    """Count as runnable what of `elapsed` the scheduler kept a running vCPU waiting; return it (ns)."""
     account = vcpu.runstate
-    times, stolen = account.times, vcpu.run_delay - account.seen_run_delay
-    if stolen and account.state == _RUNNING:
-        if vm.profile.runstate_ignores_backward_clock:
-            stolen = min(stolen, elapsed)
-        elapsed -= stolen
-        times[_RUNNABLE] = times[_RUNNABLE] + stolen & U64_MAX
-    times[account.state] = times[account.state] + elapsed & U64_MAX
+    if account.state != _RUNNING:
+        return 0
+    stolen = vcpu.run_delay - account.seen_run_delay
+    if vm.profile.runstate_ignores_backward_clock:
+        stolen = min(stolen, elapsed)
+    account.times[_RUNNABLE] = account.times[_RUNNABLE] + stolen & U64_MAX
+    return stolen
 
 
 def set_current(vm: VmState, vcpu: VcpuState, state: int) -> None:
@@ -132,9 +136,9 @@ def write_guest(vm: VmState, vcpu: VcpuState, *, atomic: bool = False) -> None:
     """Write the account to the guest's copy, if there is one.
 
     A copy set in the 32-bit layout may need a second page since LONG_MODE. An `atomic` update (into
-    RUNNABLE, which the scheduler makes too) can't map one and writes nothing; the next other one does.
+    RUNNABLE, which the scheduler makes too) can't map a page and writes nothing; the next other one does.
     """
-    head = vcpu.runstate_head.mapped
+    head = vcpu.runstate_head.mapped if atomic else vcpu.runstate_head.refresh(vm.memory)
     if head is None:
         return
     layout, account = vm.layout, vcpu.runstate
@@ -161,7 +165,7 @@ def _tail(vm: VmState, vcpu: VcpuState, size: int) -> memoryview | None:
             vcpu.runstate_tail.activate_gpa(vm.memory, gpa + PAGE_SIZE - gpa % PAGE_SIZE, size)
         except KvmError:
             return None
-    return vcpu.runstate_tail.mapped
+    return vcpu.runstate_tail.refresh(vm.memory)
 
 
 def _check_state(state: int) -> None:

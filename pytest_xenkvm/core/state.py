@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from attrs import Factory, define, frozen
+from attrs import Factory, define, field, frozen
 
 from pytest_xenkvm.abi.layout import LAYOUT_32, LAYOUT_64, GuestLayout
 from pytest_xenkvm.abi.numbers import Runstate, XenHvmFlag
@@ -33,6 +33,12 @@ class HvmConfig:
     blob_addr_64: int = 0
     blob_size_32: int = 0
     blob_size_64: int = 0
+    intercepts: bool = field(init=False)
+    """VMCALL and VMMCALL are Xen hypercalls while this is the configuration."""
+
+    @intercepts.default
+    def _intercepts(self) -> bool:
+        return self.flags & _INTERCEPT_HCALL != 0 and self.msr != 0
 
 
 @frozen(kw_only=True)
@@ -125,7 +131,8 @@ class VmState:
     config: HvmConfig = Factory(HvmConfig)
     xen_enabled_until: int = 0
     """Until then (ns of the VM's clock) a VM that gave up its hypercall MSR is treated as one that has it."""
-    long_mode: bool = False
+    layout: GuestLayout = LAYOUT_32
+    """Layout of the shared structures; follows LONG_MODE, not the caller's mode."""
     shared_info: MemoryArea = Factory(MemoryArea)
     upcall_vector: int = 0
     xen_version: int = 0
@@ -137,13 +144,19 @@ class VmState:
     files: dict[int, Eventfd | None] = Factory(dict)
     """The VMM's open files by number; None is a file that is no eventfd."""
     vcpus: list[VcpuState] = Factory(list)
+    vcpus_by_id: dict[int, VcpuState] = Factory(dict)
+    """By KVM vCPU id."""
     deadlines: list[tuple[int, int]] = Factory(list)
     """Heap of (deadline, vCPU index) of the running timers, and of some that run no more."""
 
     @property
-    def layout(self) -> GuestLayout:
-        """Layout of the shared structures; follows LONG_MODE, not the caller's mode."""
-        return LAYOUT_64 if self.long_mode else LAYOUT_32
+    def long_mode(self) -> bool:
+        """The attribute LONG_MODE, which is kept as the layout that it means."""
+        return self.layout is LAYOUT_64
+
+    @long_mode.setter
+    def long_mode(self, value: bool) -> None:
+        self.layout = LAYOUT_64 if value else LAYOUT_32
 
     @property
     def xen_enabled(self) -> bool:
@@ -156,16 +169,17 @@ class VmState:
     @property
     def intercepts_hypercalls(self) -> bool:
         """VMCALL and VMMCALL are Xen hypercalls."""
-        config = self.config
-        return config.flags & _INTERCEPT_HCALL != 0 and (config.msr != 0 or self.xen_enabled)
+        return self.config.intercepts or (self.config.flags & _INTERCEPT_HCALL != 0 and self.xen_enabled)
 
     @property
     def has_local_apic(self) -> bool:
         """The local APICs are in the kernel."""
         return self.irqchip != "none"
 
-    def vcpu_by_id(self, vcpu_id: int) -> VcpuState | None:
-        """The vCPU with this KVM vCPU id."""
-        if vcpu_id < len(self.vcpus) and self.vcpus[vcpu_id].id == vcpu_id:
-            return self.vcpus[vcpu_id]  # as nearly all VMMs number them
-        return next((vcpu for vcpu in self.vcpus if vcpu.id == vcpu_id), None)
+    @property
+    def areas(self) -> list[MemoryArea]:
+        """All memory areas, also those that are off."""
+        parts = (
+            (vcpu.vcpu_info, vcpu.time_info, vcpu.runstate_head, vcpu.runstate_tail) for vcpu in self.vcpus
+        )
+        return [self.shared_info, *(area for vcpu in parts for area in vcpu)]

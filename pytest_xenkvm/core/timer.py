@@ -45,7 +45,7 @@ def signed(value: int) -> int:
 def start(vm: VmState, vcpu: VcpuState, expires_ns: int, *, linux_workaround: bool = False) -> None:
     """Arm the timer for absolute guest time `expires_ns` (u64), replacing what ran before."""
     now, armed, deadlines = vm.now, vcpu.timer, vm.deadlines
-    delta = signed(expires_ns - now)
+    delta = (expires_ns - now & U64_MAX ^ _SIGN) - _SIGN  # signed(), which would take as long as the rest
     if linux_workaround and (signed(expires_ns) < 0 or delta >= LINUX_WORKAROUND_LIMIT_NS):
         delta = LINUX_WORKAROUND_DELAY_NS
         expires_ns = now + delta & U64_MAX
@@ -71,20 +71,23 @@ def inject_pending(vm: VmState, vcpu: VcpuState) -> None:
         vcpu.timer.pending, vcpu.timer.expires_ns = False, 0
 
 
-def advance(vm: VmState, until: int) -> None:
+def advance(vm: VmState, until: int) -> int:
     """Move the VM's clock forward to `until` (ns), firing timers in the order of their expiry.
 
     A time that has passed already changes nothing: the clock never goes back here. It stops at 2^64-1.
+    Returns a time (ns) before which no timer fires that is armed now.
     """
     while vm.deadlines and vm.deadlines[0][0] <= until:
-        due = _next_due(vm)
-        if due is None or due[0] > until:
-            break
-        deadline, vcpu = due
-        vm.now = min(max(vm.now, deadline), U64_MAX)
-        _fire(vm, vcpu)
+        deadline, index = vm.deadlines[0]
+        vcpu = vm.vcpus[index]
+        if vcpu.timer.deadline == deadline:
+            vm.now = min(max(vm.now, deadline), U64_MAX)
+            _fire(vm, vcpu)
+        else:
+            heappop(vm.deadlines)
     if until > vm.now:
         vm.now = min(until, U64_MAX)
+    return vm.deadlines[0][0] if vm.deadlines else U64_MAX
 
 
 def set_clock(vm: VmState, now: int) -> None:

@@ -6,15 +6,17 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable, Sequence
 from errno import EFAULT, EINVAL, ENOTTY
+from functools import partial
 from typing import Final
 
 from attrs import Factory, define, field, frozen
 
 from pytest_xenkvm.abi import ioctls
 from pytest_xenkvm.abi.numbers import KVM_CLOCK_VALID_FLAGS, U32_MAX, U64_MAX
+from pytest_xenkvm.core import evtchn, lapic, timer
 from pytest_xenkvm.core.errors import KvmError
 from pytest_xenkvm.core.hypercall_page import MsrWrite
-from pytest_xenkvm.core.hypercalls import UnseenMemory
+from pytest_xenkvm.core.hypercalls import Call, UnseenMemory
 from pytest_xenkvm.core.machine import XenVm
 from pytest_xenkvm.core.memory import GuestMemory
 from pytest_xenkvm.core.profile import HostLimits, Profile
@@ -22,9 +24,11 @@ from pytest_xenkvm.hosts import attribute_codec as codec
 from pytest_xenkvm.hosts.call_memory import CallMemory
 from pytest_xenkvm.hosts.guest_pointers import GuestPointers
 from pytest_xenkvm.hosts.protocol import CallOutcome, GuestCall, HostError, MsrOutcome
-from pytest_xenkvm.trace.events import VmShape
+from pytest_xenkvm.trace.events import MemorySlot, VmShape
 
 FIRST_FD: Final = 3
+
+_DONE: Final = CallOutcome(rax=0)
 
 _MAP_NORESERVE: Final = 0x4000
 _MAP_FLAGS: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
@@ -47,16 +51,16 @@ class EmulatedHost:
 
     def create_vm(self, shape: VmShape, *, cpu_vendor: str = "amd") -> EmulatedVm:
         """A VM of that shape, its clock at 0; raises HostError if its memory can't be mapped."""
-        slots = map_slots(shape)
+        slots = map_slots(shape.memory)
         return EmulatedVm(create_machine(self.profile, self.limits, shape, slots, cpu_vendor=cpu_vendor))
 
 
-def map_slots(shape: VmShape) -> list[tuple[int, mmap.mmap]]:
+def map_slots(slots: Sequence[MemorySlot]) -> list[tuple[int, mmap.mmap]]:
     """Zeroed memory for each slot, with its guest address; raises HostError."""
     try:
-        return [(slot.gpa, mmap.mmap(-1, slot.size, flags=_MAP_FLAGS)) for slot in shape.memory]
+        return [(slot.gpa, mmap.mmap(-1, slot.size, flags=_MAP_FLAGS)) for slot in slots]
     except (OSError, ValueError, OverflowError) as error:
-        total = sum(slot.size for slot in shape.memory)
+        total = sum(slot.size for slot in slots)
         raise HostError(f"can't map {total} bytes of guest memory: {error}") from error
 
 
@@ -107,6 +111,48 @@ class EmulatedVm:
     def write_memory(self, gpa: int, data: bytes) -> bool:
         return self.machine.state.memory.write(gpa, data)
 
+    def prepared_clock(self) -> Callable[[int], int]:
+        return partial(timer.advance, self.machine.state)
+
+    def prepared_hypercall(self, vcpu: int, call: GuestCall) -> Callable[[], CallOutcome]:
+        machine, state = self.machine, self.machine.state.vcpus[vcpu]
+        enter, execute = machine.enter, machine.execute
+        pointers = GuestPointers(machine.state.memory, call)
+        seen = Call(machine.state, state, call, pointers.read)
+
+        def make() -> CallOutcome:
+            enter(state)
+            seen.block_until = call.over_by
+            if not call.longmode:
+                seen.regs = call.seen_by_kernel()
+            try:
+                outcome = execute(seen)
+            except UnseenMemory:
+                return CallOutcome()
+            if isinstance(outcome, int):
+                return CallOutcome(rax=outcome) if outcome else _DONE
+            self._forwarded[vcpu] = CallMemory(pointers)
+            return CallOutcome(exit=outcome)
+
+        return make
+
+    def prepared_store(self, gpa: int, data: bytes) -> Callable[[], None]:
+        return self.machine.state.memory.storing(gpa, data)
+
+    def prepared_ioctl(self, request: int, argument: int | bytearray) -> Callable[[], int]:
+        if request != ioctls.KVM_XEN_HVM_EVTCHN_SEND or isinstance(argument, int):
+            return partial(self.ioctl, request, argument)
+        state, (port, vcpu_id, priority) = self.machine.state, ioctls.XEN_EVTCHN.unpack_from(argument)
+
+        def send() -> int:
+            try:
+                evtchn.send_from_vmm(state, port=port, vcpu_id=vcpu_id, priority=priority)
+            except KvmError as error:
+                return -error.errno
+            return 0
+
+        return send
+
     def read_virtual(self, vcpu: int, gva: int, size: int) -> bytes | None:
         if vcpu not in self._forwarded:
             raise UnseenMemory(f"vCPU {vcpu} waits for no answer: only then is its virtual memory known")
@@ -119,6 +165,16 @@ class EmulatedVm:
         if vcpu not in self._forwarded:
             raise UnseenMemory(f"vCPU {vcpu} waits for no answer: only then are its page tables known")
         return self._forwarded[vcpu].translate(gva)
+
+    def add_memory(self, gpa: int, size: int) -> None:
+        if self.machine.state.memory.overlaps(gpa, size):
+            raise HostError(f"a memory slot of {size} bytes at {gpa:#x} overlaps memory that the VM has")
+        ((_gpa, buffer),) = map_slots([MemorySlot(gpa=gpa, size=size)])
+        self.share(gpa, buffer)
+        self.machine.add_memory(gpa, buffer)
+
+    def share(self, gpa: int, buffer: mmap.mmap) -> None:
+        """Let the guest's CPU have new memory, where there is one."""
 
     def gpa_to_hva(self, gpa: int) -> int | None:
         return self.machine.state.memory.gpa_to_hva(gpa)
@@ -151,22 +207,12 @@ class EmulatedVm:
         self.machine.enter(self.machine.state.vcpus[vcpu])
 
     def hypercall(self, vcpu: int, call: GuestCall) -> CallOutcome:
-        machine = self.machine
-        state = machine.state.vcpus[vcpu]
-        machine.enter(state)
-        pointers = GuestPointers(machine.state.memory, call)
-        try:
-            outcome = machine.hypercall(state, call, pointers.read, block_until=call.over_by)
-        except UnseenMemory:
-            return CallOutcome()
-        if isinstance(outcome, int):
-            return CallOutcome(rax=outcome)
-        self._forwarded[vcpu] = CallMemory(pointers)
-        return CallOutcome(exit=outcome)
+        return EmulatedVm.prepared_hypercall(self, vcpu, call)()
 
-    def complete(self, vcpu: int, result: int) -> int:
-        self.machine.complete_hypercall(self.machine.state.vcpus[vcpu])
-        return result & (U64_MAX if self._forwarded.pop(vcpu).pointers.call.longmode else U32_MAX)
+    def complete(self, vcpu: int, result: int, *, moved: bool = False) -> int:
+        call = self._forwarded.pop(vcpu).pointers.call
+        completes = self.machine.complete_hypercall(self.machine.state.vcpus[vcpu], linear_rip=int(moved))
+        return (result if completes else call.nr) & (U64_MAX if call.longmode else U32_MAX)
 
     def wrmsr(self, vcpu: int, msr: int, value: int, *, longmode: bool, compat: bool = False) -> MsrOutcome:  # noqa: ARG002 - EFER.LMA alone decides
         state = self.machine.state.vcpus[vcpu]
@@ -178,10 +224,12 @@ class EmulatedVm:
         return MsrOutcome(ok=outcome is MsrWrite.OK)
 
     def take_interrupt(self, vcpu: int) -> int | None:
-        return self.machine.take_vector(self.machine.state.vcpus[vcpu])
+        state = self.machine.state
+        return lapic.take_vector(state, state.vcpus[vcpu])
 
     def pass_time(self, *, ns: int = 0, until: int = 0) -> None:
-        self.machine.advance(max(self.machine.state.now + ns, until) if ns else until)
+        state = self.machine.state
+        timer.advance(state, max(state.now + ns, until) if ns else until)
 
 
 def _check_extension(machine: XenVm, argument: int | bytearray) -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
+from mmap import mmap
 from typing import Final
 
 from attrs import Factory, asdict, define, evolve, field
@@ -108,7 +109,7 @@ class ProgramVm(EmulatedVm):
         cpu_vendor: str = "amd",
     ) -> ProgramVm:
         """A VM of that shape; raises HostError if its memory can't be had."""
-        slots = map_slots(shape)
+        slots = map_slots(shape.memory)
         machine = create_machine(profile, limits or HostLimits(), shape, slots, cpu_vendor=cpu_vendor)
         memory = machine.state.memory
         image = replay_image(memory.slots, cpu_vendor)
@@ -123,6 +124,9 @@ class ProgramVm(EmulatedVm):
         vm = cls(machine, image=image, cpu=cpu, shape=shape)
         engine.unicorn.hook_ports(read_port, SerialOutput(vm.serial).write)
         return vm
+
+    def share(self, gpa: int, buffer: mmap) -> None:  # noqa: D102 - `EmulatedVm` says it
+        self.cpu.engine.map(gpa, buffer)
 
     @property
     def calls(self) -> list[Hypercall]:

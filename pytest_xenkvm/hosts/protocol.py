@@ -6,8 +6,8 @@ bytes of the UAPI (`pytest_xenkvm.abi.ioctls`), results as 0, a positive value, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 from attrs import define, frozen
 
@@ -34,7 +34,7 @@ class GuestCall(HypercallRegisters):
     """When the recorded call had returned (ns of the VM's clock); it blocked no longer than that."""
 
 
-@define(kw_only=True)
+@frozen(kw_only=True)
 class CallOutcome:
     """What became of a hypercall: handled (`rax`), forwarded (`exit`), or, with neither, unknowable."""
 
@@ -75,6 +75,12 @@ class HostVm(Protocol):
     def translate(self, vcpu: int, gva: int) -> int | None:
         """The guest address behind a virtual one; None where nothing is mapped. Raises as `read_virtual`."""
 
+    def add_memory(self, gpa: int, size: int) -> None:
+        """Give the VM one more slot of zeroed memory (bytes, whole pages); raises HostError if it can't be.
+
+        KVM then finds its mappings of areas by guest address stale (`kvm_gpc_check`).
+        """
+
     def gpa_to_hva(self, gpa: int) -> int | None:
         """The host address that backs a guest address."""
 
@@ -99,8 +105,11 @@ class HostVm(Protocol):
     def hypercall(self, vcpu: int, call: GuestCall) -> CallOutcome:
         """Let the guest make a hypercall. A forwarded one waits for `complete`."""
 
-    def complete(self, vcpu: int, result: int) -> int:
-        """Answer the forwarded hypercall with `result` (u64); the guest's RAX (EAX in 32-bit mode) then."""
+    def complete(self, vcpu: int, result: int, *, moved: bool = False) -> int:
+        """Answer the forwarded hypercall with `result` (u64); the guest's RAX (EAX in 32-bit mode) then.
+
+        `moved`: the VMM sets RIP to other code first (KVM_SET_REGS).
+        """
 
     def wrmsr(self, vcpu: int, msr: int, value: int, *, longmode: bool, compat: bool = False) -> MsrOutcome:
         """Let the guest write an MSR from 64-bit (or, `compat`, 32-bit) code with EFER.LMA = `longmode`."""
@@ -110,6 +119,30 @@ class HostVm(Protocol):
 
     def pass_time(self, *, ns: int = 0, until: int = 0) -> None:
         """Let at least `ns` pass, and the VM's clock reach `until` (ns since creation)."""
+
+
+@runtime_checkable
+class PreparingVm(Protocol):
+    """A VM that does the same thing again and again faster if it is told so beforehand."""
+
+    def prepared_clock(self) -> Callable[[int], int]:
+        """What does the same as `HostVm.pass_time(until=...)`.
+
+        It returns the time (ns of the VM's clock) until which nothing happens in the VM by itself, nor when
+        memory is written or events are sent.
+        """
+
+    def prepared_hypercall(self, vcpu: int, call: GuestCall) -> Callable[[], CallOutcome]:
+        """What does the same as `HostVm.hypercall`.
+
+        Of the call, arguments, `behind` and `over_by` may change in between.
+        """
+
+    def prepared_store(self, gpa: int, data: bytes) -> Callable[[], None]:
+        """What does the same as `HostVm.write_memory`, but returns nothing."""
+
+    def prepared_ioctl(self, request: int, argument: int | bytearray) -> Callable[[], int]:
+        """What makes an ioctl on the VM that returns nothing in its argument, as `HostVm.ioctl`."""
 
 
 class Host(Protocol):

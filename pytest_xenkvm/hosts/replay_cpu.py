@@ -63,10 +63,7 @@ class ReplayCpu:
         self._native = INSTRUCTIONS[cpu_vendor]
         self._engine.map(PRIVATE_BASE, self._image.memory)
         for gpa, buffer in buffers:
-            if gpa < PRIVATE_BASE < gpa + len(buffer):
-                raise HostError(f"the guest's memory at {gpa:#x} is larger than Unicorn's CPU can address")
-            if gpa < PRIVATE_BASE:
-                self._engine.map(gpa, buffer)
+            self.share(gpa, buffer)
         registers = self._engine.unicorn.registers
         self._all = registers(
             *(api.RIP, api.RSP, api.RAX, api.RBX, api.RCX, api.RDX, api.RSI, api.RDI, api.RBP),
@@ -99,6 +96,17 @@ class ReplayCpu:
     def rip(self) -> int:
         """Linear RIP now."""
         return self._rip.read()[0]
+
+    def share(self, gpa: int, buffer: mmap) -> None:
+        """Let the guest have that memory; raises HostError if it can't address all of it."""
+        if gpa < PRIVATE_BASE < gpa + len(buffer):
+            raise HostError(f"the guest's memory at {gpa:#x} is larger than Unicorn's CPU can address")
+        if gpa < PRIVATE_BASE:
+            self._engine.map(gpa, buffer)
+
+    def move(self) -> None:
+        """Set RIP to code that does nothing."""
+        self._rip.write([self._image.at(replay_guest.IDLE)])
 
     def call(
         self, parked: Parked, nr: int, args: tuple[int, int, int, int, int, int], stub: int | None

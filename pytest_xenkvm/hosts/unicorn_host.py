@@ -9,7 +9,8 @@ are written to RAX and RIP moves on, and what a replay observes is read back fro
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
+from mmap import mmap
 from typing import ParamSpec, TypeVar
 
 from attrs import Factory, define, field, frozen
@@ -63,7 +64,7 @@ class UnicornHost:
 
     def create_vm(self, shape: VmShape, *, cpu_vendor: str = "amd") -> UnicornVm:
         """A VM of that shape, its clock at 0; raises HostError if its memory can't be had."""
-        slots = map_slots(shape)
+        slots = map_slots(shape.memory)
         machine = create_machine(self.profile, self.limits, shape, slots, cpu_vendor=cpu_vendor)
         try:
             cpu = ReplayCpu(slots, machine.state.memory, cpu_vendor)
@@ -101,10 +102,19 @@ class UnicornVm(EmulatedVm):
         self._forwarded[vcpu] = CallMemory(pointers)
         return CallOutcome(exit=outcome)
 
+    def prepared_hypercall(self, vcpu: int, call: GuestCall) -> Callable[[], CallOutcome]:
+        return partial(self.hypercall, vcpu, call)
+
     @_in_host_words
-    def complete(self, vcpu: int, result: int) -> int:
+    def share(self, gpa: int, buffer: mmap) -> None:
+        self.cpu.share(gpa, buffer)
+
+    @_in_host_words
+    def complete(self, vcpu: int, result: int, *, moved: bool = False) -> int:
         self.cpu.continue_waiting(vcpu)
         self._forwarded.pop(vcpu)
+        if moved:
+            self.cpu.move()
         completes = self.machine.complete_hypercall(self.machine.state.vcpus[vcpu], linear_rip=self.cpu.rip)
         return self.cpu.answer(result & U64_MAX) if completes else self.cpu.go_on()
 

@@ -17,26 +17,34 @@ from typing import Final
 
 from attrs import Factory, define, field
 
-from pytest_xenkvm.core.machine import XenExit
 from pytest_xenkvm.hosts.protocol import Host
 from pytest_xenkvm.replay.compare import Difference, differences, unjudged
 from pytest_xenkvm.replay.errors import ReplayError
-from pytest_xenkvm.replay.observation import EVERYONE, Audience, Divergence, Observation, Place, Tally
-from pytest_xenkvm.replay.stepper import Again, Stepper
+from pytest_xenkvm.replay.observation import (
+    EVERYONE,
+    Audience,
+    Divergence,
+    Observation,
+    Place,
+    Repeats,
+    Tally,
+)
+from pytest_xenkvm.replay.stepper import Again, CallAgain, Quick, Stepper, recorded_answer
 from pytest_xenkvm.trace.events import (
-    BRIEF_BYTES,
     Event,
     Header,
     Hypercall,
-    Ioctl,
     Irq,
     Mem,
     TimedEvent,
+    Told,
     VcpuRun,
     Wait,
     Wrmsr,
+    as_told,
     at_time,
     brief,
+    is_small,
 )
 
 UNTIMED_EVENT_NS: Final = 1000
@@ -48,12 +56,11 @@ CONTEXT_EVENTS: Final = 3
 _MAX_KNOWN: Final = 4096
 """Events that are remembered, small ones only: the trace may hold any number of any size."""
 
-_MAX_MEMBERS: Final = 8
-"""Members of the argument of a small ioctl."""
+_AFTER_THE_LAST: Final[TimedEvent] = (None, Event(), None)
 
-_AFTER_THE_LAST: Final[TimedEvent] = (None, Event())
+_NOT_COUNTED: Final = Repeats(valid=False)
 
-_Recent = deque[tuple[int, "int | None", Event]]
+_Recent = deque[tuple[int, "int | None", Event, "Told | None"]]
 """Index, time and short form of a vCPU's last events."""
 
 
@@ -81,7 +88,7 @@ def kernel_replay(
 
 @define(eq=False)
 class _Known:
-    """What holds for an event whenever it happens."""
+    """What holds for an event other than a hypercall whenever it happens."""
 
     event: Event
     again: Again
@@ -93,11 +100,26 @@ class _Known:
     adds_up: bool
     """It was recorded that times add up, which must be looked at each time."""
     inferred: bool
-    idle: bool = field(init=False)
-    """There is nothing more to do if it comes out as recorded and nobody takes interrupts."""
+    quick: Quick | None
+    """Does it again, if that is all there is to do when it comes out as recorded."""
+
+
+@define(eq=False)
+class _KnownCall:
+    """What holds for all hypercalls that one object stands for."""
+
+    event: Hypercall
+    again: CallAgain
+    vcpu: int
+    recent: _Recent
+    unseen: bool
+    """An outcome was not recorded."""
+    repeats: Repeats = _NOT_COUNTED
+    """Counts those that come out as recorded, while it is valid."""
+    window: tuple[int, ...] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.idle = not (self.wanted or self.window or self.adds_up)
+        self.window = (self.vcpu,)
 
 
 @define(eq=False)
@@ -109,57 +131,84 @@ class _KernelReplay:
     recent: dict[int | None, _Recent] = Factory(dict)
     known: dict[int, _Known] = Factory(dict)
     """By the identity of their event."""
+    known_calls: dict[int, _KnownCall] = Factory(dict)
     irqs_seen: bool = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.irqs_seen = "irq" not in self.stepper.header.unseen
 
-    def observations(  # noqa: C901, PLR0912 - a call for each part would take as long as the part does
+    def observations(  # noqa: C901, PLR0912, PLR0915 - calls for parts take as long as the parts do
         self, events: Iterable[TimedEvent]
     ) -> Iterator[Observation]:
         upcoming = iter(events)
         current = next(upcoming, None)
         if current is None:
             return
-        tally, known_of, recent_of = self.tally, self.known, self.recent
-        pass_time, hypercall = self.stepper.vm.pass_time, self.stepper.hypercall
-        wants_call = self.audience.wants_call
-        now = 0  # when the previous event was complete (ns since the first event)
-        reached = -1  # what the VM's clock has been brought to
+        known_of, call_of = self.known.get, self.known_calls.get
+        clock, take_interrupt = self.stepper.clock(), self.stepper.vm.take_interrupt
+        now = 0  # when the event before was complete (ns since the first event)
+        due = 0  # until then the VM's clock may stand still, unless it is looked at
         window: tuple[int, ...] = ()  # vCPUs that are taking interrupts
+        hypercalls = inferred = 0
         for index, following in enumerate(chain(upcoming, (_AFTER_THE_LAST,))):
-            ts, event = current
+            ts, event, told = current
             current = following
+            begun = now
             if ts is None:
-                pass_time(ns=UNTIMED_EVENT_NS, until=now)
-            elif reached != now:
-                reached = now
-                pass_time(until=now)
-            if ts is not None and ts > now:
+                self.stepper.vm.pass_time(ns=UNTIMED_EVENT_NS, until=now)
+                due = 0
+            elif ts > now:
                 now = ts
-            tally.events += 1
-            if type(event) is Hypercall:
-                happened: Event | None = hypercall(event, ts, _recorded_answer)
-                kept: Event = event if event.behind is None and not event.extra else brief(event)
-                recent = recent_of.get(event.vcpu) or self._recent(event.vcpu)
-                told = happened is not event or event.rax is None or event.handled is None
-                wanted = told or wants_call(event)
-                window = (event.vcpu,)
-                tally.hypercalls += 1
-                tally.inferred += event.inferred
-            else:
-                known = known_of.get(id(event)) or self._know(event)
-                happened = known.again(ts)
-                kept, recent = known.kept, known.recent
+            happened: Event | None
+            found: list[Difference]
+            if told is not None:
+                clock(begun)
+                due = 0
+                call = call_of(id(event)) or self._know_call(event)
+                happened = call.again(ts, told)
+                hypercalls += 1
+                window, found = call.window, []
+                if happened is event and call.repeats.valid and type(following[1]) is not Irq:
+                    window = ()
+                    vector = take_interrupt(call.vcpu)
+                    if vector is None or not self.irqs_seen:
+                        call.repeats.times += 1
+                        call.recent.append((index, ts, event, told))
+                        continue
+                    found = [_missed(call.vcpu, vector)]
+                recent, as_recorded = call.recent, happened is event
+                event = kept = as_told(event, told)
+                tells = call.unseen or not as_recorded
+                happened = event if as_recorded else happened
+                wanted = tells or self._wants_again(call)
+            elif (known := known_of(id(event))) is not None and known.quick is not None and not window:
+                if begun >= due:
+                    due = clock(begun)
                 if known.inferred:
-                    tally.inferred += 1
-                if happened is event and known.idle and not window:
-                    recent.append((index, ts, kept))
+                    inferred += 1
+                happened = known.quick()
+                if happened is None:
+                    known.recent.append((index, ts, event, None))
                     continue
-                told = happened is not event or known.adds_up
-                wanted = told or known.wanted
-                window = known.window or window
-            found = self._compare(event, happened) if told else []
+                kept, recent, found, tells, wanted = known.kept, known.recent, [], True, True
+            else:
+                clock(begun)
+                due, found = 0, []
+                if type(event) is Hypercall:
+                    happened = self.stepper.hypercall(event, ts, recorded_answer)
+                    kept, recent, window = brief(event), self._recent(event.vcpu), (event.vcpu,)
+                    tells = happened is not event or event.rax is None or event.handled is None
+                    wanted = tells or self.audience.wants_call(event)
+                    hypercalls += 1
+                else:
+                    known = known or self._know(event)
+                    happened = known.again(ts)
+                    kept, recent, window = known.kept, known.recent, known.window or window
+                    tells = happened is not event or known.adds_up
+                    wanted = tells or known.wanted
+                inferred += event.inferred
+            if tells:
+                found += self._compare(event, happened)
             if window and not goes_on_with_interrupts(event, following[1]):
                 if type(event) is not Wrmsr or event.run_ret is None:
                     found += self._pending(window)
@@ -168,7 +217,11 @@ class _KernelReplay:
                 self.audience.recall(event)
             if wanted or found:
                 yield self._observation(index, ts, event, happened, found)
-            recent.append((index, ts, kept))
+            recent.append((index, ts, kept, None))
+        clock(begun)
+        self.tally.events += index + 1
+        self.tally.hypercalls += hypercalls
+        self.tally.inferred += inferred
 
     def _know(self, event: Event) -> _Known:
         window: tuple[int, ...] = ()
@@ -176,21 +229,46 @@ class _KernelReplay:
             window = tuple(range(self.vcpus))
         elif isinstance(event, (Wrmsr, VcpuRun)):
             window = (event.vcpu,)
+        wanted = self.audience.wants(event)
         known = _Known(
             event=event,
             again=self.stepper.again(event, self.vcpus),
-            wanted=self.audience.wants(event),
+            quick=None if wanted else self.stepper.quick(event),
+            wanted=wanted,
             window=window,
             kept=brief(event),
             recent=self._recent(getattr(event, "vcpu", None)),
             adds_up=bool(getattr(event, "sum_ok", None)),
             inferred=event.inferred,
         )
-        if _is_small(event):
+        if is_small(event):
             if len(self.known) >= _MAX_KNOWN:
                 self.known.clear()
             self.known[id(event)] = known
         return known
+
+    def _know_call(self, event: Event) -> _KnownCall:
+        assert isinstance(event, Hypercall)  # only hypercalls are told  # noqa: S101 - for mypy
+        unseen = event.rax is None or event.handled is None
+        known = _KnownCall(
+            event=event,
+            again=self.stepper.call_again(event),
+            vcpu=event.vcpu,
+            recent=self._recent(event.vcpu),
+            unseen=unseen,
+            repeats=(None if unseen else self.audience.repeats(event)) or _NOT_COUNTED,
+        )
+        if len(self.known_calls) >= _MAX_KNOWN:
+            self.known_calls.clear()
+        self.known_calls[id(event)] = known
+        return known
+
+    def _wants_again(self, call: _KnownCall) -> bool:
+        """Whether the audience wants such a hypercall, which came out as recorded; if not, it is counted."""
+        wanted = self.audience.wants_call(call.event)
+        if not wanted:
+            call.repeats = self.audience.repeats(call.event) or _NOT_COUNTED
+        return wanted
 
     def _recent(self, vcpu: int | None) -> _Recent:
         return self.recent.setdefault(vcpu, deque(maxlen=CONTEXT_EVENTS))
@@ -206,7 +284,7 @@ class _KernelReplay:
         take = self.stepper.vm.take_interrupt
         vectors = [take(vcpu) for vcpu in window]
         return [
-            Difference("irq", None, {"vcpu": vcpu, "vector": vector})
+            _missed(vcpu, vector)
             for vcpu, vector in zip(window, vectors, strict=True)
             if vector is not None and self.irqs_seen
         ]
@@ -236,17 +314,14 @@ class _KernelReplay:
             observed=found.observed,
             recorded=brief(recorded),
             happened=brief(happened),
-            preceding=tuple((Place(index), at_time(event, ts)) for index, ts, event in recent),
+            preceding=tuple(
+                (Place(index), at_time(as_told(event, told), ts)) for index, ts, event, told in recent
+            ),
         )
 
 
-def _recorded_answer(event: Hypercall, _exit: XenExit) -> int:
-    """The VMM of the recording answers; an answer that nobody saw is 0."""
-    return event.rax or 0
-
-
 def _answer_given(recorded: Event, happened: Event | None) -> int | None:
-    """What `_recorded_answer` was, if the event was a hypercall that was forwarded."""
+    """What `recorded_answer` was, if the event was a hypercall that was forwarded."""
     if isinstance(recorded, Hypercall) and isinstance(happened, Hypercall) and happened.exit is not None:
         return recorded.rax or 0
     return None
@@ -260,9 +335,6 @@ def goes_on_with_interrupts(event: Event, following: Event) -> bool:
     return handlers_store and type(event) is Irq
 
 
-def _is_small(event: Event) -> bool:
-    if event.extra:
-        return False
-    if isinstance(event, Ioctl):
-        return len(event.arg) <= _MAX_MEMBERS and all(type(value) is int for value in event.arg.values())
-    return not isinstance(event, Mem) or len(event.data) <= BRIEF_BYTES
+def _missed(vcpu: int, vector: int) -> Difference:
+    """The guest should have taken an interrupt but didn't."""
+    return Difference("irq", None, {"vcpu": vcpu, "vector": vector})

@@ -75,6 +75,15 @@ class Tally:
     """Events that nobody saw but a recorded outcome implies."""
 
 
+@define(eq=False)
+class Repeats:
+    """Counts hypercalls that need no look, because they are like one that was looked at."""
+
+    times: int = 0
+    valid: bool = True
+    """Whether that still holds."""
+
+
 class Audience(Protocol):
     """Who looks at a replay, and at what: nobody needs all of the observations of a long trace."""
 
@@ -87,6 +96,9 @@ class Audience(Protocol):
     def recall(self, event: Hypercall) -> None:
         """The hypercall that wasn't wanted is shown all the same: something else is to be told of it."""
 
+    def repeats(self, event: Hypercall) -> Repeats | None:
+        """What counts calls like this one that come out as recorded; None: ask `wants_call` of each."""
+
 
 @final
 class _Everyone:
@@ -98,6 +110,9 @@ class _Everyone:
 
     def recall(self, event: Hypercall) -> None:
         raise NotImplementedError
+
+    def repeats(self, event: Hypercall) -> None:
+        """Nothing is like anything else."""
 
 
 EVERYONE: Final[Audience] = _Everyone()

@@ -8,12 +8,14 @@ recording is `compare`'s business.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, cast
 
 from attrs import Factory, define, evolve
 
+from pytest_xenkvm.abi.numbers import U64_MAX
 from pytest_xenkvm.core.machine import XenExit
-from pytest_xenkvm.hosts.protocol import GuestCall, HostVm
+from pytest_xenkvm.hosts.protocol import CallOutcome, GuestCall, HostVm, PreparingVm
 from pytest_xenkvm.trace.events import (
     Behind,
     Event,
@@ -27,9 +29,11 @@ from pytest_xenkvm.trace.events import (
     Irq,
     Mem,
     NowPlus,
+    Told,
     VcpuRun,
     Wait,
     Wrmsr,
+    as_told,
 )
 from pytest_xenkvm.vmm.ioctl_bytes import Names, pack, unpack
 
@@ -39,10 +43,17 @@ Answer = Callable[[Hypercall, XenExit], int]
 Again = Callable[["int | None"], "Event | None"]
 """Does an event again, at the time given (ns): the event itself if it came out as recorded."""
 
+Quick = Callable[[], "Event | None"]
+"""Does an event again: what happened, None if it came out as recorded."""
+
+CallAgain = Callable[["int | None", Told], "Event | None"]
+"""Does a hypercall again that had returned at the time given (ns), as it is told: if it came out as recorded,
+the event that stands for all of its kind."""
+
 _CLOCK_SIZE = 8
-_SELF_CONTAINED = frozenset({"KVM_XEN_HVM_EVTCHN_SEND", "KVM_IRQ_LINE"})
-"""Ioctls that only take numbers, the same ones at any time and on any host."""
 _SixArgs = tuple[int, int, int, int, int, int]
+_SELF_CONTAINED = frozenset({"KVM_XEN_HVM_EVTCHN_SEND", "KVM_IRQ_LINE"})
+"""Ioctls that only take numbers, the same ones on any host, and have nothing to do with time."""
 
 
 @define
@@ -52,6 +63,10 @@ class Stepper:
     vm: HostVm
     header: Header
     names: Names = Factory(lambda self: Names(self.vm), takes_self=True)
+
+    prepared: PreparingVm | None = Factory(
+        lambda self: self.vm if isinstance(self.vm, PreparingVm) else None, takes_self=True
+    )
 
     memory_unseen: bool = Factory(lambda self: "mem" in self.header.unseen, takes_self=True)
     """The recorder didn't see guest memory: absent bytes are unknown, not missing."""
@@ -68,30 +83,86 @@ class Stepper:
 
     def again(self, event: Event, vcpus: int) -> Again:
         """What does an event other than a hypercall, as often as it comes, on a VM of that many vCPUs."""
-        if isinstance(event, Ioctl) and event.name in _SELF_CONTAINED and event.vcpu is None:
-            return self._ioctl_again(event)
-        if isinstance(event, Mem) and event.op == "write" and not event.now_plus_at:
-            return self._store_again(event)
+        quick = self.quick(event)
+        if quick is not None:
+            return lambda _ts: quick() or event
         if isinstance(event, Wait):
             return lambda ts: self.wait(event, vcpus, ts)
         step: Callable[[Any], Event | None] = _STEPS[type(event)].__get__(self)
         return lambda _ts: step(event)
 
-    def _ioctl_again(self, event: Ioctl) -> Again:
-        make, (request, argument) = self.vm.ioctl, pack(event, self.names)
+    def quick(self, event: Event) -> Quick | None:
+        """The same for events that neither look at the VM's clock nor set a timer; None for all others."""
+        if isinstance(event, Ioctl) and event.name in _SELF_CONTAINED and event.vcpu is None:
+            return self._quick_ioctl(event)
+        if isinstance(event, Mem) and event.op == "write" and not event.now_plus_at:
+            if self.prepared is not None:
+                return self.prepared.prepared_store(event.gpa, event.data)
+            return partial(self._store, event)
+        return None
 
-        def again(_ts: int | None) -> Ioctl:
-            ret = make(request, argument)
-            return event if ret == event.ret and event.out is None else evolve(event, ret=ret, out=None)
+    def _quick_ioctl(self, event: Ioctl) -> Quick:
+        request, argument = pack(event, self.names)
+        make: Callable[[], int]
+        if self.prepared is None:
+            make = partial(self.vm.ioctl, request, argument)
+        else:
+            make = self.prepared.prepared_ioctl(request, argument)
+        expected = event.ret if event.out is None else None
 
-        return again
+        def quick() -> Ioctl | None:
+            ret = make()
+            return None if ret == expected else evolve(event, ret=ret, out=None)
 
-    def _store_again(self, event: Mem) -> Again:
-        store, gpa, data = self.vm.write_memory, event.gpa, event.data
+        return quick
 
-        def again(_ts: int | None) -> Mem:
-            store(gpa, data)
-            return event
+    def _store(self, event: Mem) -> None:
+        self.vm.write_memory(event.gpa, event.data)
+
+    def clock(self) -> Callable[[int], int]:
+        """What lets the VM's clock reach a time (ns) and tells until when `quick` events need no other."""
+        return self._reach if self.prepared is None else self.prepared.prepared_clock()
+
+    def _reach(self, until: int) -> int:
+        self.vm.pass_time(until=until)
+        return 0
+
+    def call_again(self, event: Hypercall) -> CallAgain:
+        """What makes the hypercalls again that `event` stands for; the VMM of the recording answers."""
+        complete, guest_clock = self.vm.complete, self.vm.guest_clock
+        vcpu, rax, answer = event.vcpu, event.rax, event.rax or 0
+        in_kernel, forwarded = event.handled == "kernel" and rax is not None, _but_params(event.exit)
+        call = self._guest_call(event, None)
+        make: Callable[[], CallOutcome]
+        if self.prepared is None:
+            make = partial(self.vm.hypercall, vcpu, call)
+        else:
+            make = self.prepared.prepared_hypercall(vcpu, call)
+
+        def again(ts: int | None, told: Told) -> Event | None:
+            args, seen = told
+            call.args, call.over_by = args, ts
+            if seen is None:
+                call.behind = ()
+            else:
+                arg, data, offset, delta, _key, _number = seen
+                if offset is not None:
+                    clock = (guest_clock(vcpu) + delta & U64_MAX).to_bytes(_CLOCK_SIZE, "little")
+                    data = data[:offset] + clock + data[offset + _CLOCK_SIZE :]
+                call.behind = ((arg, data),)
+            outcome = make()
+            if in_kernel and outcome.rax == rax:
+                return event
+            left = outcome.exit
+            if left is not None and left.params == args and _but_params(left) == forwarded:
+                returned = complete(vcpu, answer)
+                if returned == rax:
+                    return event
+                recorded = as_told(event, told)
+                return _evolve_call(recorded, "userspace", recorded.exit, returned)
+            recorded = as_told(event, told)
+            happened = self._happened(recorded, call, outcome, recorded_answer)
+            return event if happened is recorded else happened
 
         return again
 
@@ -118,13 +189,21 @@ class Stepper:
         found = self.vm.read_memory(event.gpa, len(event.data))
         return event if found == event.data else evolve(event, data=found or b"")
 
-    def hypercall(self, event: Hypercall, ts: int | None, answer: Answer) -> Hypercall | None:
+    def hypercall(
+        self, event: Hypercall, ts: int | None, answer: Answer, *, moved: bool = False
+    ) -> Hypercall | None:
         """Let the guest make the hypercall; None if it depends on memory that nobody saw.
 
-        `ts`: when the recorded one had returned (ns).
+        `ts`: when the recorded one had returned (ns). `moved`: the VMM moves RIP before it answers.
         """
         call = self._guest_call(event, ts)
         outcome = self.vm.hypercall(event.vcpu, call)
+        return self._happened(event, call, outcome, answer, moved=moved)
+
+    def _happened(
+        self, event: Hypercall, call: GuestCall, outcome: CallOutcome, answer: Answer, *, moved: bool = False
+    ) -> Hypercall | None:
+        """The hypercall as it came out, answered if it was forwarded."""
         if outcome.exit is None:
             if outcome.rax is None:
                 return None
@@ -136,7 +215,7 @@ class Stepper:
             input=outcome.exit.input,
             params=_recorded_spelling(event.args, call.args, outcome.exit.params),
         )
-        rax = self.vm.complete(event.vcpu, answer(event, outcome.exit))
+        rax = self.vm.complete(event.vcpu, answer(event, outcome.exit), moved=moved)
         return _evolve_call(event, "userspace", exit_, rax)
 
     def wrmsr(self, event: Wrmsr) -> Wrmsr:
@@ -205,6 +284,15 @@ def _recorded_spelling(
         arg if isinstance(arg, NowPlus) and number == value else value
         for arg, number, value in zip(recorded, made, params, strict=True)
     )
+
+
+def _but_params(exit_: HypercallExit | XenExit | None) -> tuple[int, int, int, int] | None:
+    return None if exit_ is None else (exit_.type, exit_.longmode, exit_.cpl, exit_.input)
+
+
+def recorded_answer(event: Hypercall, _exit: XenExit) -> int:
+    """The VMM of the recording answers; an answer that nobody saw is 0."""
+    return event.rax or 0
 
 
 def _evolve_call(event: Hypercall, handled: str, exit_: HypercallExit | None, rax: int) -> Hypercall:

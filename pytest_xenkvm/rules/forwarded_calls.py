@@ -16,6 +16,7 @@ from pytest_xenkvm.trace.decode import action_words
 from pytest_xenkvm.trace.decode_values import errno, number, signed_rax
 
 FORWARDED: Final = Hypercalls(forwarded=True)
+FORWARDED_VCPU_OPS: Final = Hypercalls(frozenset({int(Hypercall.vcpu_op)}), forwarded=True)
 """What a rule judged by a `ForwardedChecker` wants to see."""
 
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Final
 
-from attrs import Factory, define, evolve, field
+from attrs import Factory, define, evolve, field, frozen
 
-from pytest_xenkvm.abi.numbers import U32_MAX
+from pytest_xenkvm.abi.numbers import KVM_EXIT_XEN_HCALL, U32_MAX
 from pytest_xenkvm.replay.migration import Migration
-from pytest_xenkvm.replay.observation import Observation
+from pytest_xenkvm.replay.observation import Observation, Repeats
 from pytest_xenkvm.rules.model import (
     Checker,
     Context,
@@ -34,11 +34,26 @@ _MAX_ALIKE: Final = 4096
 
 
 @define(eq=False)
-class _Effect:
+class _Effect(Repeats):
     """What a hypercall came to: which checkers it exercised, and how often it came again."""
 
-    exercised: tuple[Checker, ...]
-    times: int = 0
+    exercised: tuple[Checker, ...] = ()
+
+
+@frozen
+class _Watchers:
+    """Who is shown hypercalls of a kind."""
+
+    checkers: tuple[Checker, ...]
+    alike: bool
+    """Whether all of them judge like ones alike."""
+    args: bool
+    """Whether the first two arguments make hypercalls unlike."""
+
+    @classmethod
+    def of(cls, checkers: tuple[Checker, ...], number: int) -> _Watchers:
+        alike = all(checker.alike and number not in checker.unlike for checker in checkers)
+        return cls(checkers, alike, any(checker.alike_args for checker in checkers))
 
 
 @define
@@ -52,10 +67,12 @@ class Judge:
     """By kind of event, and by those of `Ioctls` and `Hypercalls` that rules name."""
     _of_vmm: frozenset[int] = field(init=False)
     """Identities of the checkers of rules about the VMM."""
-    _calls: dict[tuple[int, bool], tuple[Checker, ...]] = Factory(dict)
+    _calls: dict[tuple[int, bool], _Watchers] = Factory(dict)
     """Who is shown a hypercall, by number and by whether it was forwarded."""
     _alike: dict[Hashable, _Effect | None] = Factory(dict)
     """What hypercalls came to the second time; None: seen once."""
+    _unwatched: Repeats = Factory(Repeats)
+    """Counts hypercalls that no rule looks at."""
 
     def __attrs_post_init__(self) -> None:
         applicable = [rule for rule in self.rules if not self.context.inapplicable(rule)]
@@ -64,7 +81,11 @@ class Judge:
         self._of_vmm = frozenset(id(self._checkers[rule.id]) for rule in vmm_rules)
         for rule in applicable:
             for seen in rule.sees:
-                if isinstance(seen, Ioctls) and seen.under_test and not self.context.vmm_under_test:
+                if (
+                    isinstance(seen, (Ioctls, Hypercalls))
+                    and seen.under_test
+                    and not self.context.vmm_under_test
+                ):
                     continue
                 self._watchers[seen] = (*self._watchers.get(seen, ()), self._checkers[rule.id])
 
@@ -77,27 +98,32 @@ class Judge:
         """Whether a rule looks at such an event, or it sets something up."""
         if isinstance(event, Ioctl) and event.name in Setup.LEARNS_FROM:
             return True
-        return not event.inferred and bool(self._who_sees(event))
+        return not event.inferred and bool(self._find(event))
 
     def wants_call(self, event: Hypercall) -> bool:
         """Whether a rule must look at this hypercall, which came out as recorded."""
         if event.inferred:
             return False
-        effect = self._effect(event)
+        effect = self.repeats(event)
         if effect is None:
-            return bool(self._who_sees(event))
+            return bool(self._who_sees(event).checkers)
         effect.times += 1
         return False
 
     def recall(self, event: Hypercall) -> None:
         """It will be observed: don't count it besides."""
-        effect = None if event.inferred else self._effect(event)
+        effect = self.repeats(event)
         if effect is not None:
             effect.times -= 1
 
-    def _effect(self, event: Hypercall) -> _Effect | None:
+    def repeats(self, event: Hypercall) -> Repeats | None:
         """What such a hypercall comes to, if that is known."""
-        return None if event.extra or event.exit is not None else self._alike.get(_key(event))
+        if event.inferred or not _is_plain(event):
+            return None
+        watchers = self._who_sees(event)
+        if not watchers.alike:
+            return None
+        return self._alike.get(_key(event, args=watchers.args)) if watchers.checkers else self._unwatched
 
     def observe(self, observation: Observation) -> None:
         """Show an observation to the rules that want its event.
@@ -109,49 +135,45 @@ class Judge:
         event = observation.event
         if observation.place.after and self.context.source is None:
             self._change_context(evolve(self.context, setup=Setup(), source=self.context.setup))
-        if not event.inferred:
-            watchers = self._who_sees(event)
-            if observation.place.after:
-                watchers = tuple(checker for checker in watchers if id(checker) in self._of_vmm)
-            if isinstance(event, Hypercall):
-                self._observe_call(observation, event, watchers)
-            else:
-                for checker in watchers:
+        if isinstance(event, Hypercall):
+            if not event.inferred:
+                self._observe_call(observation, event, self._who_sees(event))
+        elif not event.inferred:
+            for checker in self._find(event):
+                if not observation.place.after or id(checker) in self._of_vmm:
                     checker.observe(observation)
         if isinstance(event, Ioctl) and event.name in Setup.LEARNS_FROM:
             self._forget()
             self.context.setup.learn(event)
 
-    def _observe_call(
-        self, observation: Observation, event: Hypercall, watchers: tuple[Checker, ...]
-    ) -> None:
-        violations = self._violations(watchers)
-        exercised = [checker.exercised for checker in watchers]
-        for checker in watchers:
+    def _observe_call(self, observation: Observation, event: Hypercall, watchers: _Watchers) -> None:
+        checkers = watchers.checkers
+        violations = self._violations(checkers)
+        exercised = [checker.exercised for checker in checkers]
+        for checker in checkers:
             checker.observe(observation)
-        if self._violations(watchers) != violations:
+        if self._violations(checkers) != violations or not all(checker.settled for checker in checkers):
             self._forget()
-        elif not (event.extra or event.exit or observation.unjudged or observation.divergences):
-            counted = zip(watchers, exercised, strict=True)
-            self._remember(event, [(checker, checker.exercised - before) for checker, before in counted])
+        elif watchers.alike and _is_plain(event) and not (observation.unjudged or observation.divergences):
+            counted = zip(checkers, exercised, strict=True)
+            came_to = [(checker, checker.exercised - before) for checker, before in counted]
+            self._remember(_key(event, args=watchers.args), came_to)
 
-    def _remember(self, event: Hypercall, exercised: list[tuple[Checker, int]]) -> None:
+    def _remember(self, key: Hashable, exercised: list[tuple[Checker, int]]) -> None:
         """Remember what a hypercall came to, if the same one came to something before."""
-        if not all(checker.alike for checker, _times in exercised):
-            return
-        key = _key(event)
         if key not in self._alike:
             if len(self._alike) >= _MAX_ALIKE:
                 self._forget()
             self._alike[key] = None
         elif self._alike[key] is None:
             repeated = (checker for checker, times in exercised for _ in range(times))
-            self._alike[key] = _Effect(tuple(repeated))
+            self._alike[key] = _Effect(exercised=tuple(repeated))
 
     def _forget(self) -> None:
         """Count what came again, and judge everything anew from here on."""
         for effect in self._alike.values():
             if effect is not None:
+                effect.valid = False
                 for checker in effect.exercised:
                     checker.exercised += effect.times
         self._alike.clear()
@@ -159,16 +181,14 @@ class Judge:
     def _violations(self, watchers: tuple[Checker, ...]) -> int:
         return sum(checker.violations for checker in watchers)
 
-    def _who_sees(self, event: Event) -> tuple[Checker, ...]:
-        if isinstance(event, Hypercall):
-            key = event.nr & U32_MAX, event.handled == "userspace"
-            found = self._calls.get(key)
-            if found is None:
-                found = self._find(event)
-                if len(self._calls) < _MAX_ALIKE:
-                    self._calls[key] = found
-            return found
-        return self._find(event)
+    def _who_sees(self, event: Hypercall) -> _Watchers:
+        key = number, _forwarded = event.nr & U32_MAX, event.handled == "userspace"
+        found = self._calls.get(key)
+        if found is None:
+            found = _Watchers.of(self._find(event), number)
+            if len(self._calls) < _MAX_ALIKE:
+                self._calls[key] = found
+        return found
 
     def _find(self, event: Event) -> tuple[Checker, ...]:
         """The checkers that are shown such an event, each once; they may have no hash."""
@@ -217,7 +237,7 @@ def _is_shown(seen: Seen, event: Event) -> bool:
     match seen:
         case Ioctls(names, refused):
             return isinstance(event, Ioctl) and event.name in names and (event.ret < 0 or not refused)
-        case Hypercalls(numbers, forwarded):
+        case Hypercalls(numbers, forwarded, _under_test):
             return (
                 isinstance(event, Hypercall)
                 and (numbers is None or event.nr & U32_MAX in numbers)
@@ -226,7 +246,19 @@ def _is_shown(seen: Seen, event: Event) -> bool:
     return type(event) is seen
 
 
-def _key(event: Hypercall) -> Hashable:
-    """What checkers that say `alike` may look at in a hypercall without an exit."""
-    args = event.args
-    return (event.vcpu, event.nr, args[0], args[1], event.rax, event.handled, event.longmode, event.cpl)
+def _is_plain(event: Hypercall) -> bool:
+    """Whether a hypercall shows nothing but its registers: its KVM_EXIT_XEN, if any, held just these."""
+    if event.extra:
+        return False
+    left = event.exit
+    return left is None or (
+        left.params == event.args
+        and (left.type, left.longmode, left.cpl, left.input)
+        == (KVM_EXIT_XEN_HCALL, event.longmode, event.cpl, event.nr)
+    )
+
+
+def _key(event: Hypercall, *, args: bool) -> Hashable:
+    """What checkers that say `alike` may look at in a hypercall."""
+    first = event.args[:2] if args else ()
+    return (event.vcpu, event.nr, first, event.rax, event.handled, event.longmode, event.cpl)

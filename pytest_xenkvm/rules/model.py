@@ -36,10 +36,14 @@ class Ioctls:
 
 @frozen
 class Hypercalls:
-    """Hypercalls with one of these numbers in their lower 32 bits, or with any; `forwarded`: only those."""
+    """Hypercalls with one of these numbers in their lower 32 bits, or with any.
+
+    `forwarded`: only those. `under_test`: only in replays with a VMM behaviour.
+    """
 
     numbers: frozenset[int] | None = None
     forwarded: bool = False
+    under_test: bool = False
 
 
 Seen = type[Event] | type[Migration] | Ioctls | Hypercalls
@@ -127,8 +131,15 @@ class Checker:
     """Hypercalls with the same vCPU, mode, CPL, number, first two arguments and outcome are judged alike.
 
     Whatever else of a hypercall and of `Context.setup` the checker remembers, the same hypercall right after
-    another one like it changes nothing of that, unless an ioctl or a violation comes between.
+    another one like it changes nothing of that, unless an ioctl or a violation comes between. That need not
+    hold while the checker isn't `settled`.
     """
+
+    unlike: ClassVar[frozenset[int]] = frozenset()
+    """Numbers of hypercalls that are not judged alike all the same."""
+
+    alike_args: ClassVar[bool] = True
+    """Whether arguments count at all: without, hypercalls that differ in arguments alone are alike, too."""
 
     context: Context
     exercised: int = field(default=0, init=False)
@@ -138,6 +149,11 @@ class Checker:
     def observe(self, observation: Observation) -> None:
         """Look at one observation."""
         raise NotImplementedError
+
+    @property
+    def settled(self) -> bool:
+        """Whether no hypercall matters just because it comes next."""
+        return True
 
     def observe_migration(self, migration: Migration) -> None:
         """Look at the migration of the replay's VM after the last event."""

@@ -11,14 +11,13 @@ from pytest_xenkvm.abi.numbers import Hypercall as Nr
 from pytest_xenkvm.abi.xen_numbers import Virq
 from pytest_xenkvm.replay.observation import Observation
 from pytest_xenkvm.rules.forwarded_calls import (
-    FORWARDED,
     ForwardedCall,
     binds_virq,
     forwarded_call,
     vcpu_index,
     word_behind,
 )
-from pytest_xenkvm.rules.model import Checker, Ioctls, Judged, Level, Rule
+from pytest_xenkvm.rules.model import Checker, Hypercalls, Ioctls, Judged, Level, Rule
 from pytest_xenkvm.rules.timer_answers import XEN_SAYS, Timeout, timeout_of
 from pytest_xenkvm.trace.decode import action_words
 from pytest_xenkvm.trace.decode_values import duration
@@ -31,7 +30,7 @@ _NUMBERS: Final = frozenset({int(Nr.set_timer_op), int(Nr.vcpu_op), int(Nr.event
 _SEND: Final = "KVM_XEN_HVM_EVTCHN_SEND"
 _OTHER_WAYS: Final = ("KVM_IRQFD", "KVM_IRQ_LINE")
 _SEEN: Final = (
-    FORWARDED,
+    Hypercalls(forwarded=True, under_test=True),
     Ioctls(frozenset({_SEND, "KVM_XEN_VCPU_SET_ATTR", *_OTHER_WAYS}), under_test=True),
     VcpuRun,
     Wait,

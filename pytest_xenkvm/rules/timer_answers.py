@@ -11,7 +11,12 @@ from pytest_xenkvm.abi.numbers import Hypercall as Nr
 from pytest_xenkvm.abi.numbers import VcpuOp
 from pytest_xenkvm.abi.xen_numbers import VCPU_SSHOTTMR_FUTURE
 from pytest_xenkvm.replay.observation import Observation
-from pytest_xenkvm.rules.forwarded_calls import FORWARDED, ForwardedCall, ForwardedChecker, word_behind
+from pytest_xenkvm.rules.forwarded_calls import (
+    FORWARDED_VCPU_OPS,
+    ForwardedCall,
+    ForwardedChecker,
+    word_behind,
+)
 from pytest_xenkvm.rules.model import Judged, Level, Rule
 
 XEN_SAYS: Final = "Xen's public/vcpu.h: VCPUOP_set_singleshot_timer; common/domain.c: do_vcpu_op"
@@ -111,7 +116,7 @@ RULES: Final = (
         ),
         advice="Compare the lower 32 bits of the second argument with the caller's own Xen number first.",
         checker=_OtherVcpuIsRefused,
-        sees=(FORWARDED,),
+        sees=(FORWARDED_VCPU_OPS,),
         exercised_by=(
             "a forwarded singleshot timer call at CPL 0 that names another number than the vCPU's Xen ID or, "
             "without an ID, than the VMM has served on it before"
@@ -134,7 +139,7 @@ RULES: Final = (
         ),
         advice="Answer -ETIME only if the flag is set and the timeout lies behind the VM's clock; or never.",
         checker=_EtimeIsForPastFutures,
-        sees=(FORWARDED,),
+        sees=(FORWARDED_VCPU_OPS,),
         exercised_by="a forwarded set_singleshot_timer at CPL 0, its timeout shown, and past or refused so",
     ),
 )

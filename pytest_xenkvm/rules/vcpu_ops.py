@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from errno import ENOENT, ENOSYS
-from typing import Final
+from typing import ClassVar, Final
 
 from attrs import Factory, define, frozen
 
@@ -12,6 +12,7 @@ from pytest_xenkvm.abi.numbers import Hypercall as Nr
 from pytest_xenkvm.replay.observation import Observation
 from pytest_xenkvm.rules.forwarded_calls import (
     FORWARDED,
+    FORWARDED_VCPU_OPS,
     ForwardedCall,
     ForwardedChecker,
     bytes_behind,
@@ -104,6 +105,9 @@ class _PromiseChecker(Checker):
     until the vCPU that it is about, or its caller, goes on.
     """
 
+    alike: ClassVar[bool] = True
+    alike_args: ClassVar[bool] = False
+
     done: set[tuple[int, int]] = Factory(set)
     """Attribute and vCPU of the SETs made for the hypercall that comes next."""
     done_at: int = -1
@@ -132,6 +136,11 @@ class _PromiseChecker(Checker):
         else:
             self.promises.append(promise)
 
+    @property
+    def settled(self) -> bool:
+        """Not while a promise is open."""
+        return not self.promises
+
     def ioctl(self, observation: Observation, event: Ioctl) -> None:
         """An ioctl of the VMM."""
         if event.name != _SET_VCPU_ATTR or event.ret < 0 or event.vcpu is None:
@@ -157,6 +166,8 @@ class _PromiseChecker(Checker):
 
 @define(eq=False)
 class _AreasReachKvm(_PromiseChecker):
+    unlike: ClassVar[frozenset[int]] = frozenset({int(Nr.vcpu_op)})
+
     def promised(self, observation: Observation, call: ForwardedCall) -> _Promise | None:
         named, op = call.arg32(1), call.arg32(0)
         if call.nr != Nr.vcpu_op or op not in _AREAS or named is None or not vcpu_exists(self.context, named):
@@ -177,6 +188,7 @@ class _AreasReachKvm(_PromiseChecker):
 
 @define(eq=False)
 class _VectorIsTheVcpus(_PromiseChecker):
+    unlike: ClassVar[frozenset[int]] = frozenset({int(Nr.hvm_op)})
     misdirected_at: int | None = None
     """Place of the last SET that went to the VM."""
 
@@ -230,7 +242,7 @@ RULES: Final = (
         ),
         advice="Cut the number to 32 bits, as Xen does, look the vCPU up, and answer -ENOENT without one.",
         checker=_UnknownVcpuIsRefused,
-        sees=(FORWARDED,),
+        sees=(FORWARDED_VCPU_OPS,),
         exercised_by="a forwarded vcpu_op at CPL 0, not a singleshot timer's, on a vCPU that isn't there",
     ),
     Rule(
@@ -269,7 +281,7 @@ RULES: Final = (
         ),
         advice="Answer 0 for every vCPU that is there; a VMM without periodic timers has nothing else to do.",
         checker=_PeriodicTimerStops,
-        sees=(FORWARDED,),
+        sees=(FORWARDED_VCPU_OPS,),
         exercised_by="a VCPUOP_stop_periodic_timer at CPL 0 on a vCPU that the VM has",
     ),
     Rule(

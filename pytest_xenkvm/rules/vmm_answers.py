@@ -22,6 +22,9 @@ FIRST_UNKNOWN_NUMBER: Final = 64
 
 @define(eq=False)
 class _AreAnswered(Checker):
+    alike: ClassVar[bool] = True
+    alike_args: ClassVar[bool] = False
+
     def observe(self, observation: Observation) -> None:
         """Look at whether a forwarded hypercall got a result."""
         event = observation.event
@@ -42,6 +45,9 @@ class _AreAnswered(Checker):
 
 @define(eq=False)
 class _UserModeIsRefused(ForwardedChecker):
+    alike: ClassVar[bool] = True
+    alike_args: ClassVar[bool] = False
+
     def judge(self, observation: Observation, call: ForwardedCall) -> None:
         if not call.event.cpl:
             return
@@ -57,6 +63,9 @@ class _UserModeIsRefused(ForwardedChecker):
 
 @define(eq=False)
 class _UnknownIsEnosys(ForwardedChecker):
+    alike: ClassVar[bool] = True
+    alike_args: ClassVar[bool] = False
+
     def judge(self, observation: Observation, call: ForwardedCall) -> None:
         if call.event.cpl or call.nr < FIRST_UNKNOWN_NUMBER:
             return

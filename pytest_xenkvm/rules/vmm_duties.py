@@ -57,6 +57,7 @@ class _HypercallsAreIntercepted(Checker):
     """Judges the first hypercall with interception and the first one without: the rest say the same."""
 
     alike: ClassVar[bool] = True
+    alike_args: ClassVar[bool] = False
     judged: set[bool] = Factory(set)
 
     def observe(self, observation: Observation) -> None:

@@ -258,14 +258,27 @@ EVENTS: Final[dict[str, type[Event]]] = {
 E = TypeVar("E", bound=Event)
 T = TypeVar("T")
 
-TimedEvent = tuple["int | None", Event]
-"""An event and its time; the event's own `ts` may be unset, and one object may stand for several events."""
+Seen = tuple[int, bytes, "int | None", int, "str | None", int]
+"""What lay behind one pointer argument: its number, the data; the place in the data where the guest's clock
+stands (None: nowhere) and what is added to it (ns); an extra key (None: none), its number. See `Behind`."""
+
+Told = tuple[tuple[int, int, int, int, int, int], "Seen | None"]
+"""What hypercalls that one object stands for differ in: their arguments, and what lay behind one of them."""
+
+TimedEvent = tuple["int | None", Event, "Told | None"]
+"""A time, and an event whose own `ts` may be unset, as one object may stand for several events.
+
+What hypercalls of one object differ in besides their time comes third (None: in nothing). Then neither
+arguments 2 ... 5 of the event count nor what lay behind them: `as_told` makes the one that is meant.
+"""
 
 ARGS: Final = 6
 """Arguments of a hypercall."""
 
 BRIEF_BYTES: Final = 256
 """Bytes of data that an event keeps when it is kept for a report."""
+
+_FEW_MEMBERS: Final = 8
 
 
 def at_time(event: E, ts: int | None) -> E:
@@ -286,7 +299,36 @@ def made_of(cls: type[T], values: dict[str, Any]) -> T:
 def timed(events: Iterable[Event]) -> Iterator[TimedEvent]:
     """Events beside their times."""
     for event in events:
-        yield event.ts, event
+        yield event.ts, event, None
+
+
+def as_told(event: E, told: Told | None) -> E:
+    """The event that is meant by one that stands for several, and by what comes third in `TimedEvent`."""
+    if told is None or not isinstance(event, Hypercall):
+        return event
+    read, seen = told
+    args = tuple(map(int, read))
+    values: dict[str, Any] = {**vars(event), "args": args, "behind": None}
+    if seen is not None:
+        arg, data, offset, delta, key, number = seen
+        clocks = () if offset is None else ((offset, delta),)
+        extra = {} if key is None else {key: number}
+        values["behind"] = (Behind(arg=arg, data=data, now_plus_at=clocks, extra=extra),)
+    if event.exit is not None:
+        values["exit"] = made_of(HypercallExit, {**vars(event.exit), "params": args})
+    return made_of(type(event), values)
+
+
+def is_small(event: Event) -> bool:
+    """Whether the event takes little memory, so that thousands can be remembered."""
+    if event.extra:
+        return False
+    if isinstance(event, Ioctl):
+        plain = event.out is None and event.undetermined is None and len(event.arg) <= _FEW_MEMBERS
+        return plain and all(
+            type(value) is int and len(name) <= BRIEF_BYTES for name, value in event.arg.items()
+        )
+    return not isinstance(event, Mem) or len(event.data) <= BRIEF_BYTES
 
 
 def brief(event: Event) -> Event:

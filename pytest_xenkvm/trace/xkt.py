@@ -17,7 +17,7 @@ from attrs import frozen
 from pytest_xenkvm.abi.numbers import U64_MAX
 from pytest_xenkvm.trace import blocks
 from pytest_xenkvm.trace.errors import Malformed, TraceError
-from pytest_xenkvm.trace.events import Event, Header, Hypercall, TimedEvent, at_time
+from pytest_xenkvm.trace.events import Event, Header, Hypercall, TimedEvent, Told, as_told, at_time
 from pytest_xenkvm.trace.fields import check_event, decode_event, encode_event
 from pytest_xenkvm.trace.header import VERSION, decode_header, encode_header
 from pytest_xenkvm.trace.row_events import RowEvents
@@ -25,6 +25,7 @@ from pytest_xenkvm.trace.rows import (
     AFTER_TS,
     CODE,
     CODES,
+    HYPERCALL,
     KINDS,
     SHAPE,
     TS,
@@ -48,6 +49,7 @@ UNFINISHED: Final = "unfinished"
 """A header with this key, true, is of a recording that is going on or was cut off (`LiveXktWriter`)."""
 
 _COUNTED: Final = len(KINDS)
+_REST: Final = slice(AFTER_TS, None)
 
 
 @frozen
@@ -116,51 +118,63 @@ class XktTrace:
 
     def events(self) -> Iterator[Event]:
         """Read the events, one block in memory at a time. Raises `Malformed`."""
-        for ts, event in self.timed_events():
-            yield at_time(event, ts)
+        for ts, event, told in self.timed_events():
+            yield at_time(as_told(event, told), ts)
 
-    def timed_events(self) -> Iterator[TimedEvent]:
-        """Read the events without a `ts`, each beside its time. Raises `Malformed`.
+    def timed_events(  # noqa: C901, PLR0912 - a call for each part would take as long as the part does
+        self,
+    ) -> Iterator[TimedEvent]:
+        """Read the events without a `ts`, each with its time. Raises `Malformed`.
 
-        Near each other, events that differ in time only are one object: what is found out about it once
-        holds for all of them.
+        Events that differ in time only, and hypercalls that differ only in what `Told` tells, are one object,
+        as long as they are remembered: what is found out about it once holds for all of them.
         """
-        counts = [0] * _COUNTED
+        counts = dict.fromkeys(range(_COUNTED), 0)
         ts = 0
         decoder = RowEvents(self.header)
-        known = decoder.known
+        call = decoder.call
         with reading(self.path) as file, self._complaints(counts):
             for content in self._contents(file, counts):
                 unpacking = unpacker(content)
-                if next(unpacking, None) != (sum(counts), ts):
+                if next(unpacking, None) != (sum(counts.values()), ts):
                     raise Unfit("is damaged: a block doesn't go on where the one before ended")
                 decoder.next_block()
+                known = decoder.known
                 for row in unpacking:
-                    if type(row) is not tuple or not row:
-                        break
-                    code, step = row[CODE], row[-1] if len(row) <= TS else row[TS]
-                    repeated = known.get(code)
-                    event = None if repeated is None else repeated.get(row[AFTER_TS:])
+                    event: Event | None
+                    told: Told | None
+                    try:
+                        code, step = row[CODE], row[TS]
+                        if code == HYPERCALL:
+                            event, told = call(row)
+                        else:
+                            event, told = known[code].get(row[_REST]), None
+                    except (TypeError, LookupError):  # it is a shape, or the end, or damaged
+                        event, told = None, None
                     if event is None:
-                        if code == SHAPE:
+                        if type(row) is not tuple or not row:
+                            break
+                        if row[CODE] == SHAPE:
                             decoder.define(row)
+                            known = decoder.known
                             continue
                         event = decoder.event(row)
-                    if step is None:
-                        yield None, event
-                    else:
-                        if type(step) is not int or step < 0:
-                            U64.decode(step)
+                        code, step = row[CODE], row[TS]
+                    if type(step) is int and step >= 0:
                         ts = ts + step & U64_MAX
-                        yield ts, event
-                    counts[CODES[event.kind]] += 1
+                        yield ts, event, told
+                    else:
+                        if step is not None:
+                            U64.decode(step)
+                        yield None, event, told
+                    counts[code] += 1
                 else:
                     raise Unfit(CUT_ROW)
                 if row is not None:
                     raise Unfit(f"is damaged: a row is {shown(row)}")
                 check_tail(unpacking, content)
 
-    def _contents(self, file: BinaryIO, counts: list[int]) -> Iterator[bytes]:
+    def _contents(self, file: BinaryIO, counts: dict[int, int]) -> Iterator[bytes]:
         """Read the event blocks' contents; check at the end that the totals are those that were read."""
         blocks.read_prefix(file)
         if self._read_header_block(file) != self._header_content:
@@ -171,7 +185,9 @@ class XktTrace:
                 if not self.complete:
                     return
                 blocks.read_end(file)
-                if _read_totals(block.content) != _Totals(sum(counts), blocks_read, tuple(counts)):
+                if _read_totals(block.content) != _Totals(
+                    sum(counts.values()), blocks_read, tuple(counts.values())
+                ):
                     raise Unfit("is damaged: its events are not as many as its closing block says")
                 return
             if block.tag != blocks.EVENTS:
@@ -189,7 +205,7 @@ class XktTrace:
         return block.content
 
     @contextmanager
-    def _complaints(self, counts: list[int] | None = None) -> Iterator[None]:
+    def _complaints(self, counts: dict[int, int] | None = None) -> Iterator[None]:
         """Turn what is found wrong into `Malformed`, at the event after those that were counted."""
         try:
             yield
@@ -201,7 +217,7 @@ class XktTrace:
             what = f"is damaged: its msgpack can't be decoded ({error or type(error).__name__})"
         else:
             return
-        raise Malformed(what, str(self.path), event=None if counts is None else sum(counts))
+        raise Malformed(what, str(self.path), event=None if counts is None else sum(counts.values()))
 
 
 class XktWriter:

@@ -96,7 +96,7 @@ class Cutting:
                     return
                 if sets_up(event):
                     set_up.append(event)
-                yield event.ts, event
+                yield event.ts, event, None
 
         if self.piece.bare or self.trace.header.scope != "full":
             for _ in before():

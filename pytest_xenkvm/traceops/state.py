@@ -18,6 +18,7 @@ from pytest_xenkvm.hosts.emulated import FIRST_FD
 from pytest_xenkvm.hosts.protocol import Host, HostVm
 from pytest_xenkvm.replay.errors import ReplayError
 from pytest_xenkvm.replay.kernel import kernel_replay
+from pytest_xenkvm.replay.observation import Repeats
 from pytest_xenkvm.replay.stepper import Stepper
 from pytest_xenkvm.rules.hosts import emulated_host
 from pytest_xenkvm.rules.profiles import AUTO, choose_profile
@@ -69,6 +70,9 @@ class _OneVm:
 class _Nobody:
     """An audience that looks at nothing."""
 
+    def __init__(self) -> None:
+        self._repeats = Repeats()
+
     def wants(self, event: Event) -> bool:  # noqa: ARG002 - whatever it is
         return False
 
@@ -77,6 +81,9 @@ class _Nobody:
 
     def recall(self, event: Hypercall) -> None:  # noqa: ARG002 - nothing was counted
         return
+
+    def repeats(self, event: Hypercall) -> Repeats:  # noqa: ARG002 - all are alike
+        return self._repeats
 
 
 def vm_after(header: Header, events: Iterable[TimedEvent]) -> VmSoFar:
@@ -110,7 +117,7 @@ class _Noted:
     def of(self, events: Iterable[TimedEvent]) -> Iterator[TimedEvent]:
         """Hand `events` on and take notes; raises TooMuchState."""
         opened = 0
-        for ts, event in events:
+        for ts, event, told in events:
             self.now = max(self.now, ts or 0)
             if isinstance(event, Mem) and event.op == "write" and event.data:
                 last = (event.gpa + len(event.data) - 1) // PAGE_SIZE
@@ -120,7 +127,7 @@ class _Noted:
             elif isinstance(event, Eventfd):
                 self.fds[event.fd] = FIRST_FD + opened
                 opened += 1
-            yield ts, event
+            yield ts, event, told
 
 
 @define

@@ -18,9 +18,9 @@ MEMORY = GuestMemory([(0, bytearray(2 * PAGE)), (3 * PAGE, bytearray(PAGE))])
 def address(area: MemoryArea) -> int:
     """Where in MEMORY the area's bytes are: there what is stored through it shows."""
     mark = b"\x5a\xa5"
-    area.usable()[:2] = mark
+    area.usable(MEMORY)[:2] = mark
     (found,) = [gpa for gpa in range(4 * PAGE) if MEMORY.read(gpa, 2) == mark]
-    area.usable()[:2] = bytes(2)
+    area.usable(MEMORY)[:2] = bytes(2)
     return found
 
 
@@ -33,7 +33,7 @@ def usable_area() -> MemoryArea:
 
 def test_a_new_area_is_off() -> None:
     """Whoever wants to use an area that was never activated gets -EINVAL."""
-    assert refusal(MemoryArea().usable) == EINVAL
+    assert refusal(MemoryArea().usable, MEMORY) == EINVAL
 
 
 @pytest.mark.parametrize("gpa", [0, 1, PAGE - 64, 3 * PAGE])
@@ -42,7 +42,7 @@ def test_an_area_at_memory_is_usable(gpa: int) -> None:
     area = MemoryArea()
     area.activate_gpa(MEMORY, gpa, 64)
     assert (address(area), area.gpa, area.hva) == (gpa, gpa, 0)
-    assert len(area.usable()) == PAGE - gpa % PAGE
+    assert len(area.usable(MEMORY)) == PAGE - gpa % PAGE
 
 
 @pytest.mark.parametrize("gpa", [2 * PAGE, 4 * PAGE, INVALID_GPA - 63])
@@ -50,7 +50,7 @@ def test_an_area_without_memory_is_refused_and_remembered(gpa: int) -> None:
     """Where there is no memory the answer is -EFAULT, and the area counts as active with that address."""
     area = usable_area()
     assert refusal(area.activate_gpa, MEMORY, gpa, 64) == EFAULT
-    assert (area.active, area.gpa, refusal(area.usable)) == (True, gpa, EFAULT)
+    assert (area.active, area.gpa, refusal(area.usable, MEMORY)) == (True, gpa, EFAULT)
 
 
 def test_an_area_across_pages_changes_nothing() -> None:
@@ -74,11 +74,48 @@ def test_a_host_address_without_memory_is_refused_and_remembered() -> None:
     """A host address that backs nothing is -EFAULT and counts as active."""
     area = usable_area()
     assert refusal(area.activate_hva, MEMORY, PAGE, 64) == EFAULT
-    assert (area.active, area.hva, refusal(area.usable)) == (True, PAGE, EFAULT)
+    assert (area.active, area.hva, refusal(area.usable, MEMORY)) == (True, PAGE, EFAULT)
 
 
 def test_deactivating_forgets_the_area() -> None:
     """An area that was switched off is like a new one."""
     area = usable_area()
     area.deactivate()
+    assert area == MemoryArea()
+
+
+def growing(*, by_host: bool) -> tuple[GuestMemory, MemoryArea]:
+    """A memory of one page, and an area just behind it, where there is none yet."""
+    memory, area = GuestMemory([(0, bytearray(PAGE))]), MemoryArea()
+    activate = area.activate_hva if by_host else area.activate_gpa
+    assert refusal(activate, memory, PAGE + (HVA_BASE if by_host else 0), 64) == EFAULT
+    return memory, area
+
+
+@pytest.mark.parametrize("by_host", [True, False])
+def test_a_refused_area_is_usable_once_there_is_memory(*, by_host: bool) -> None:
+    """Whoever wants to use a refused area maps the memory that has come there since."""
+    memory, area = growing(by_host=by_host)
+    assert area.refresh(memory) is None
+    memory.add(PAGE, bytearray(PAGE))
+    area.usable(memory)[0] = 0x5A
+    assert memory.read(PAGE, 1) == b"\x5a"
+    assert area.mapped is not None
+
+
+def test_other_slots_make_a_mapping_stale() -> None:
+    """After a change of slots an area by guest address must be mapped anew, one by host address needn't."""
+    area = usable_area()
+    area.slots_changed()
+    assert (area.active, area.mapped) == (True, None)
+    assert address(area) == 64
+    area.activate_hva(MEMORY, HVA_BASE, 64)
+    area.slots_changed()
+    assert area.mapped is not None
+
+
+def test_an_area_that_is_off_stays_off() -> None:
+    """Mapping anew leaves an area alone that nobody activated."""
+    area = MemoryArea()
+    assert area.refresh(MEMORY) is None
     assert area == MemoryArea()

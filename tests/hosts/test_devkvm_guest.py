@@ -192,8 +192,23 @@ def test_a_forwarded_call_is_answered(kernel: FakeKvm, vm: DevKvmVm) -> None:
     assert exit_ is not None
     assert (exit_.type, exit_.longmode, exit_.cpl, exit_.input, exit_.params) == (1, 1, 3, 7, ARGS)
     kernel.on_run = None
-    cpu.answer(-38)
+    cpu.answer(-38, moved=False)
     assert bytes(cpu.run[56:64]) == (2**64 - 38).to_bytes(8, "little")
+    kvm.RUN_SYNC.pack_into(cpu.run, kvm.RUN_SYNC_AT, 0, 0)
+    cpu.answer(5, moved=True)
+    assert cpu.rip == cpu.image.at(guest_code.IDLE)
+    assert kvm.RUN_SYNC.unpack_from(cpu.run, kvm.RUN_SYNC_AT) == (kvm.SYNC_REGS, kvm.SYNC_REGS)
+
+
+def test_a_slot_more(kernel: FakeKvm, vm: DevKvmVm) -> None:
+    """A new slot is given to KVM and is memory from then on; a refused one is a HostError and isn't."""
+    vm.add_memory(1 << 30, 8192)
+    assert kernel.slots[-1] == (1 << 30, 8192)
+    assert vm.read_memory(1 << 30, 8192) == bytes(8192)
+    kernel.refused[kvm.KVM_SET_USER_MEMORY_REGION] = errno.EEXIST
+    with pytest.raises(HostError, match=r"slot of 4096 bytes at 0x50000000 with errno 17"):
+        vm.add_memory(0x5000_0000, 4096)
+    assert vm.read_memory(0x5000_0000, 1) is None
 
 
 def test_a_signal_doesnt_end_an_event(kernel: FakeKvm, vm: DevKvmVm) -> None:

@@ -259,3 +259,29 @@ def test_sends_go_through_guest_pointers(vm: EmulatedVm) -> None:
     send = call(Hypercall.event_channel_op, EvtchnOp.send, 4 * PAGE)
     assert vm.hypercall(0, send) == CallOutcome(rax=U64_MAX + 1 - EFAULT)
     assert vm.hypercall(0, evolve(send, args=(EvtchnOp.send, PAGE, 0, 0, 0, 0))).exit is not None
+
+
+@pytest.mark.parametrize(("gpa", "size"), [(0, PAGE), (3 * PAGE, 2 * PAGE), (4 * PAGE, 8 * PAGE)])
+def test_memory_that_is_there_already(vm: EmulatedVm, gpa: int, size: int) -> None:
+    """A new slot that overlaps another is a HostError that names it, and changes nothing."""
+    with pytest.raises(HostError, match=f"{size} bytes at {gpa:#x} overlaps"):
+        vm.add_memory(gpa, size)
+    assert vm.read_memory(4 * PAGE, 1) is None
+
+
+def test_more_memory(vm: EmulatedVm) -> None:
+    """A new slot is zeroed memory with host addresses of its own."""
+    vm.add_memory(4 * PAGE, PAGE)
+    assert vm.read_memory(4 * PAGE, PAGE) == bytes(PAGE)
+    assert vm.write_memory(4 * PAGE, b"\1")
+    hva = vm.gpa_to_hva(4 * PAGE)
+    assert hva is not None
+    assert vm.hva_to_gpa(hva) == 4 * PAGE
+
+
+@pytest.mark.parametrize(("longmode", "rax"), [(True, 1 << 32 | 34), (False, 34)])
+def test_an_answer_after_rip_was_moved(*, vm: EmulatedVm, longmode: bool, rax: int) -> None:
+    """A guest that the VMM moved elsewhere doesn't get the answer: its RAX is still the call's number."""
+    configure(vm)
+    vm.hypercall(1, call(1 << 32 | 34, 6, longmode=longmode))
+    assert vm.complete(1, 7, moved=True) == rax

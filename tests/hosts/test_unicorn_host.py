@@ -220,3 +220,24 @@ def test_a_thousand_vms_leak_nothing() -> None:
         assert resident_kib() - before < 20 << 10
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_answer_after_rip_was_moved(mode: str) -> None:
+    """A guest that the VMM moved elsewhere runs on there with RAX as it was."""
+    vm = create()
+    vm.hypercall(0, call(mode=mode))
+    assert vm.complete(0, 7, moved=True) == UNKNOWN
+    vm.hypercall(0, call(mode=mode))
+    assert vm.complete(0, 7) == 7
+
+
+def test_the_guest_executes_from_memory_added_later() -> None:
+    """A slot that is added while the guest runs is memory for its CPU, too."""
+    vm = create()
+    vm.hypercall(0, call())
+    vm.complete(0, 0)
+    vm.add_memory(1 << 30, 0x1000)
+    assert vm.wrmsr(0, MSR, 1 << 30, longmode=True).ok
+    assert vm.hypercall(0, call(via_page=True)).exit is not None
+    assert vm.cpu.rip == (1 << 30) + 32 * UNKNOWN + 5

@@ -106,8 +106,9 @@ def guest_of(stat: Path) -> bool:
 def test_a_vm_that_runs_already(tmp_path: Path) -> None:
     """Of a VM that was there before, hypercalls are recorded with their results; no more is claimed."""
     path = tmp_path / "guest.xkt"
-    with subprocess.Popen([*GUEST, "100000", "0.01"]) as guest:
-        time.sleep(2)
+    with subprocess.Popen([*GUEST, "100000", "0.01"], stdout=subprocess.PIPE, text=True) as guest:
+        assert guest.stdout is not None
+        assert guest.stdout.readline() == "running\n"
         assert run(["record", "--pid", str(guest.pid), "--max-events", "12", "-o", str(path)]) == 0
         guest.kill()
     trace = open_trace(path)

@@ -8,11 +8,13 @@ from typing import ClassVar, Final
 import pytest
 from attrs import define, evolve
 from rule_traces import EINVAL, RULES, arm, config, golden, header, set_id, set_port
+from vmm_events import forwarded, vcpu_attr, vcpu_op
 
+from pytest_xenkvm.abi.numbers import VcpuAttr, VcpuOp
 from pytest_xenkvm.replay.observation import Observation, Place
 from pytest_xenkvm.rules.bundled import BUNDLED
 from pytest_xenkvm.rules.judge import Judge
-from pytest_xenkvm.rules.model import Checker, Context, Rule, Verdict
+from pytest_xenkvm.rules.model import Checker, Context, Rule, State, Verdict
 from pytest_xenkvm.rules.run import ReplayOptions, ReplayResult, TraceSource, run_trace
 from pytest_xenkvm.trace import open_trace
 from pytest_xenkvm.trace.events import Event, Hypercall
@@ -126,3 +128,47 @@ def test_a_call_that_came_twice_needs_no_observation() -> None:
     assert judge.wants_call(arm(0, 0, result=EINVAL))
     own_id = next(v for v in judge.verdicts() if v.rule.id == "forwarded-timers.own-id-in-kernel")
     assert own_id.exercised == len(wanted)
+
+
+AREAS: Final = RULES["vcpu-op.areas-reach-kvm"]
+EOI: Final = forwarded(33, 12, 1, 2, 3, 4, 5)
+PROMISE: Final = vcpu_op(VcpuOp.register_vcpu_info, 0, bytes([1] * 8))
+KEPT: Final = vcpu_attr(VcpuAttr.VCPU_INFO, gpa=4096)
+
+
+@pytest.mark.parametrize(
+    ("events", "state"),
+    [
+        ([*[EOI] * 4, PROMISE, *[EOI] * 4], State.VIOLATED),
+        ([*[EOI] * 4, PROMISE, KEPT, *[EOI] * 4], State.HELD),
+        ([*[EOI] * 4, PROMISE, KEPT, *[EOI] * 4, PROMISE, *[EOI] * 4], State.VIOLATED),
+    ],
+)
+def test_an_open_promise_lets_every_call_count(events: Sequence[Event], state: State) -> None:
+    """Forwarded calls that came before are not looked at, but for those behind a promise of the VMM."""
+    observed = []
+    for audience_looks in (True, False):
+        judge = Judge((AREAS,), Context(header=header(), max_vcpus=4096, vmm_under_test=False))
+        judge.observe(Observation(place=Place(0), event=config()))
+        observed.append(0)
+        for index, event in enumerate(events, 1):
+            wants = judge.wants_call if isinstance(event, Hypercall) else judge.wants
+            if audience_looks or wants(event):  # type: ignore[arg-type]
+                answer = event.rax if isinstance(event, Hypercall) else None
+                judge.observe(Observation(place=Place(index), event=event, answer=answer))
+                observed[-1] += 1
+        (verdict,) = judge.verdicts()
+        assert verdict.state is state
+    assert observed[0] == len(events) > observed[1]
+
+
+def test_a_call_whose_exit_differs_is_looked_at() -> None:
+    """Only forwarded calls of which KVM_EXIT_XEN held just the registers are alike."""
+    judge = Judge(BUNDLED, Context(header=header(), max_vcpus=4096, vmm_under_test=False))
+    judge.observe(Observation(place=Place(0), event=config()))
+    assert EOI.exit is not None
+    wrong = evolve(EOI, exit=evolve(EOI.exit, params=(0,) * 6))
+    for index in range(1, 5):
+        judge.observe(Observation(place=Place(index), event=EOI, answer=EOI.rax))
+    assert judge.repeats(EOI) is not None
+    assert judge.repeats(wrong) is None

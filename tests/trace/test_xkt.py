@@ -15,7 +15,17 @@ from strategies import Trace, traces
 
 from pytest_xenkvm.trace import blocks, rows
 from pytest_xenkvm.trace.errors import Malformed, TraceError
-from pytest_xenkvm.trace.events import Behind, Event, Header, Hypercall, HypercallExit, Mem, Wait, at_time
+from pytest_xenkvm.trace.events import (
+    Behind,
+    Event,
+    Header,
+    Hypercall,
+    HypercallExit,
+    Mem,
+    Wait,
+    as_told,
+    at_time,
+)
 from pytest_xenkvm.trace.fields import encode_event
 from pytest_xenkvm.trace.jsonl import JsonlTrace, event_to_json, header_to_json
 from pytest_xenkvm.trace.row_events import RowEvents
@@ -67,20 +77,65 @@ def test_both_ways_to_a_plain_row_agree(trace: Trace) -> None:
 def test_times_stand_beside_the_events(tmp_path: Path) -> None:
     """`timed_events()` gives every event without its time, beside it."""
     trace = XktTrace(write_xkt(tmp_path / "t.xkt", [*EVENTS, *calls(5000), *EVENTS]))
-    pairs = list(trace.timed_events())
-    assert [at_time(event, ts) for ts, event in pairs] == [*EVENTS, *calls(5000), *EVENTS]
-    assert {event.ts for _ts, event in pairs} == {None}
+    found = list(trace.timed_events())
+    assert [at_time(as_told(event, told), ts) for ts, event, told in found] == [
+        *EVENTS,
+        *calls(5000),
+        *EVENTS,
+    ]
+    assert {event.ts for _ts, event, _told in found} == {None}
 
 
 def test_events_that_differ_in_time_only_are_one_object(tmp_path: Path) -> None:
-    """Stores and ioctls that come again are decoded once; hypercalls each time."""
+    """Stores and ioctls that come again are decoded once."""
     store, other = Mem(op="write", gpa=1, data=b"x"), Mem(op="write", gpa=2, data=b"x")
     (call,) = calls(1)
     repeated = [at_time(event, ts) for ts, event in enumerate([store, other, call] * 3)]
     trace = XktTrace(write_xkt(tmp_path / "t.xkt", repeated))
-    stores = [event for _ts, event in trace.timed_events() if isinstance(event, Mem)]
+    stores = [event for _ts, event, _told in trace.timed_events() if isinstance(event, Mem)]
     assert [id(event) for event in stores] == [id(stores[0]), id(stores[1])] * 3
     assert list(trace.events()) == repeated
+
+
+def test_hypercalls_that_are_alike_are_one_object(tmp_path: Path) -> None:
+    """What they differ in, arguments and what lies behind them, is told beside the object."""
+    recorded: list[Event] = [
+        Hypercall(
+            ts=ts,
+            vcpu=0,
+            longmode=True,
+            cpl=0,
+            nr=24,
+            args=(8, ts % 2, 1 << 63 | ts, 0, 5, ts),
+            handled="userspace" if ts % 2 else "kernel",
+            exit=HypercallExit(type=1, longmode=1, cpl=0, input=24, params=(8, 1, 1 << 63 | ts, 0, 5, ts))
+            if ts % 2
+            else None,
+            rax=0,
+            behind=(Behind(arg=2, data=bytes([ts] * 8), now_plus_at=((0, -ts),), extra={"abs_ns": ts}),),
+        )
+        for ts in range(6)
+    ]
+    trace = XktTrace(write_xkt(tmp_path / "t.xkt", recorded))
+    found = list(trace.timed_events())
+    assert [id(event) for _ts, event, _told in found] == [id(found[0][1]), id(found[1][1])] * 3
+    assert list(trace.events()) == recorded
+
+
+def test_what_is_known_is_known_in_the_next_block(tmp_path: Path) -> None:
+    """In blocks that begin alike, an event is one object; a shape's number stands for others elsewhere."""
+    one = Mem(ts=0, op="read", gpa=1, data=bytes(48), sum_ok=True)
+    other = Mem(ts=0, op="read", gpa=1, data=bytes(48), inferred=True)
+    events = [one, other, one, other, other, one, one, other]
+    with XktWriter(tmp_path / "t.xkt", HEADER) as writer:
+        for index, event in enumerate(events):
+            writer.write(event)
+            if index % 2:
+                writer._end_block()
+    trace = XktTrace(tmp_path / "t.xkt")
+    assert list(trace.events()) == events
+    ids = [id(event) for _ts, event, _told in trace.timed_events()]
+    assert ids[:2] == ids[2:4] == ids[6:]
 
 
 BEHIND: Final = {

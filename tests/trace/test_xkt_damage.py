@@ -175,6 +175,7 @@ def changed(place: int, value: Any) -> tuple[Any, ...]:
         ([changed(rows.FLAGS, 1 << 7)], "is damaged: the flags of a hypercall are 128"),
         ([changed(rows.FLAGS, None)], "is damaged: the flags of a hypercall are null"),
         ([changed(rows.FLAGS, rows.KERNEL | rows.USERSPACE)], "is damaged: the flags of a hypercall are 24"),
+        ([changed(6, 8.0)], "hypercall: args[0] is 8.0"),
         ([PLAIN[:12]], "is damaged: the row of a hypercall has 12 fields"),
         ([(*PLAIN, 7)], "is damaged: the 14th field of a hypercall is no object"),
         ([(1,)], "is damaged: the row of a hypercall has 1 fields"),
@@ -197,6 +198,13 @@ def test_forged_rows_are_refused(tmp_path: Path, found: list[Any], clause: str) 
     """Rows under a right checksum are checked like any input."""
     path = forge(tmp_path / "t.xkt", *found)
     assert complaint(path).removeprefix(", event 0: ").startswith(clause)
+
+
+@pytest.mark.parametrize("place", [rows.VCPU, rows.FLAGS, rows.CPL, rows.NR, 6, 11, rows.RAX])
+def test_a_row_like_one_before_is_checked(tmp_path: Path, place: int) -> None:
+    """A number that isn't an integer is refused even where the same integer was read before."""
+    path = forge(tmp_path / "t.xkt", PLAIN, changed(place, float(PLAIN[place])))
+    assert complaint(path).startswith(", event 1: ")
 
 
 def nested(depth: int) -> Any:

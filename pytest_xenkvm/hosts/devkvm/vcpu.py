@@ -107,9 +107,13 @@ class Vcpu:
             if result != -EINTR or self.is_over():
                 return result
 
-    def answer(self, result: int) -> None:
-        """Hand the VMM's answer to a forwarded hypercall in, and let the guest go on."""
+    def answer(self, result: int, *, moved: bool) -> None:
+        """Hand the VMM's answer to a forwarded hypercall in; the guest goes on, elsewhere if `moved`."""
         self.run[kvm.RUN_XEN_RESULT_AT : kvm.RUN_XEN_RESULT_AT + 8] = (result & U64_MAX).to_bytes(8, "little")
+        if moved:
+            at = kvm.RUN_REGS_AT + _RIP * 8
+            self.run[at : at + 8] = self.image.at(guest_code.IDLE).to_bytes(8, "little")
+            kvm.RUN_SYNC.pack_into(self.run, kvm.RUN_SYNC_AT, kvm.SYNC_REGS, kvm.SYNC_REGS)
         self._expect_parked(self.go_on())
 
     def xen_exit(self) -> XenExit | None:

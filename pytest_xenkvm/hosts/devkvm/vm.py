@@ -12,7 +12,7 @@ from typing import Final
 
 from attrs import define, field
 
-from pytest_xenkvm.abi import ioctls
+from pytest_xenkvm.abi import ioctls, kvm
 from pytest_xenkvm.abi.numbers import U32_MAX, U64_MAX, HvmAttr
 from pytest_xenkvm.core.hypercalls import UnseenMemory
 from pytest_xenkvm.core.memory import GuestMemory
@@ -20,7 +20,7 @@ from pytest_xenkvm.hosts.call_memory import CallMemory
 from pytest_xenkvm.hosts.devkvm import guest_code
 from pytest_xenkvm.hosts.devkvm.behind import shown
 from pytest_xenkvm.hosts.devkvm.bounded import at_most
-from pytest_xenkvm.hosts.devkvm.kernel import Kernel
+from pytest_xenkvm.hosts.devkvm.kernel import Kernel, address_of, guest_memory
 from pytest_xenkvm.hosts.devkvm.vcpu import Vcpu
 from pytest_xenkvm.hosts.devkvm.xen_switch import SwitchUse
 from pytest_xenkvm.hosts.guest_image import Mode
@@ -71,6 +71,22 @@ class DevKvmVm:
 
     def write_memory(self, gpa: int, data: bytes) -> bool:
         return self.memory.write(gpa, data)
+
+    def add_memory(self, gpa: int, size: int) -> None:
+        number = len(self.memory.slots) + 1  # the slots so far, and one with the host's own guest code
+        try:
+            buffer = guest_memory(size)
+        except (OSError, ValueError, OverflowError) as error:
+            raise HostError(f"can't map {size} bytes of guest memory: {error}") from error
+        hva = address_of(buffer)
+        argument = kvm.USER_MEMORY_REGION.pack(number, 0, gpa, size, hva)
+        result = self.kernel.ioctl(self.fd, kvm.KVM_SET_USER_MEMORY_REGION, argument)
+        if result < 0:
+            raise HostError(
+                f"/dev/kvm refused a memory slot of {size} bytes at {gpa:#x} with errno {-result} "
+                f"({os.strerror(-result)})"
+            )
+        self.memory.add(gpa, buffer, hva)
 
     def gpa_to_hva(self, gpa: int) -> int | None:
         return self.memory.gpa_to_hva(gpa)
@@ -151,10 +167,10 @@ class DevKvmVm:
             return CallOutcome()  # the host doesn't have what the recorded guest had there
         return CallOutcome(rax=cpu.rax)
 
-    def complete(self, vcpu: int, result: int) -> int:
+    def complete(self, vcpu: int, result: int, *, moved: bool = False) -> int:
         cpu = self.vcpus[vcpu]
         self._forwarded.pop(vcpu)
-        cpu.answer(result)
+        cpu.answer(result, moved=moved)
         rax = cpu.rax
         cpu.settle()
         return rax

@@ -1,0 +1,58 @@
+"""What a SCHEDOP_poll leaves behind when it is over: nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_xenkvm.trace.events import NowPlus
+
+from .kit.hosts import Builder
+from .kit.polling import PORT, blocked_for, until_timeout
+from .kit.setting import MS, SECOND
+
+pytestmark = pytest.mark.source("kvm_xen_schedop_poll, kvm_xen_check_poller")
+
+GSI = 5
+
+
+def test_timeout_ends_with_its_poll(new_vm: Builder) -> None:
+    """The timeout of a poll that an event ended doesn't end a later poll, which has none."""
+    vm = new_vm.timers()
+    vcpu = vm.vcpus[0]
+    vcpu.set_timer(PORT, NowPlus(100 * MS))
+    vcpu.poll([PORT], SECOND // 2)
+    vm.clear_events()
+    vcpu.set_timer(PORT, NowPlus(SECOND))
+    vcpu.poll([PORT], 0)
+    vm.pending(PORT)
+
+
+@pytest.mark.parametrize("port", [PORT, 0], ids=str)
+@pytest.mark.parametrize("polled", [(PORT,), (PORT, 21)], ids=str)
+def test_event_after_the_poll(new_vm: Builder, port: int, polled: tuple[int, ...]) -> None:
+    """A masked event of a port of a finished poll, or of port 0, ends no later poll."""
+    vm = new_vm.timers()
+    vcpu = vm.vcpus[0]
+    vm.mask(port)
+    vm.route((GSI, port, vcpu.id))
+    blocked_for(vcpu, *polled, timeout=MS)
+    vm.irq_line(GSI, 1)
+    vm.pending(port)
+    until_timeout(vcpu, 6)
+
+
+def test_events_of_other_vcpus(new_vm: Builder) -> None:
+    """A masked event of the polled port that goes to another vCPU doesn't end the poll.
+
+    The timer may fire before a slow host gets to the poll, so that it has several tries.
+    """
+    vm = new_vm.timers(vcpus=2)
+    vm.mask(PORT)
+    for delay in (20 * MS, 200 * MS, SECOND):
+        vm.clear_events()
+        vm.vcpus[1].set_timer(PORT, NowPlus(delay))
+        took = blocked_for(vm.vcpus[0], PORT, timeout=2 * delay)
+        if took >= delay * 7 // 4:
+            vm.pending(PORT)
+            return
+    vm.fail("the poll blocks for its timeout, 2 s", f"it took {took} ns", 0)
