@@ -23,8 +23,11 @@ def complaining(path: Path, doing: str) -> Iterator[None]:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[BinaryIO]:
-    """Open a regular file for reading; an `OSError` in the body is one of reading it."""
+def reading(path: Path, expected: str = "a trace file") -> Iterator[BinaryIO]:
+    """Open a regular file for reading; an `OSError` in the body is one of reading it.
+
+    `expected` says what the file should be. Raises TraceError.
+    """
     if "\0" in str(path):
         raise TraceError(f"{str(path)!a}: is no file name")
     with complaining(path, "read"):
@@ -32,7 +35,7 @@ def reading(path: Path) -> Iterator[BinaryIO]:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):
             found = "a directory" if stat.S_ISDIR(mode) else "not a regular file"
-            raise TraceError(f"{path}: is {found}, expected a trace file")
+            raise TraceError(f"{path}: is {found}, expected {expected}")
         with path.open("rb") as file:
             yield file
 

@@ -33,7 +33,7 @@ def test_other_files_are_named(tmp_path: Path) -> None:
     write_trace(tmp_path / "a.xkt", Header(scope="hypercalls"), [])
     with pytest.raises(Malformed, match="is a trace already, expected a recording"):
         open_recording(tmp_path / "a.xkt")
-    with pytest.raises(TraceError, match="is a directory"):
+    with pytest.raises(TraceError, match="is a directory, expected a recording"):
         open_recording(tmp_path)
 
 

@@ -54,9 +54,10 @@ def _answered(event: Event, answers: defaultdict[int, deque[Hypercall]], path: s
         return event
     answer = answers[event.vcpu].popleft()
     if _key(answer) != _key(event):
+        forwarded = "it with other arguments" if answer.nr == event.nr else f"hypercall {event.nr}"
         what = (
-            f"vCPU {event.vcpu} makes hypercall {answer.nr} where the recording forwarded {event.nr} "
-            "or other arguments; expected QEMU's log of the same run"
+            f"vCPU {event.vcpu} makes hypercall {answer.nr} where the recording forwarded {forwarded}; "
+            "expected QEMU's log of the same run"
         )
         raise Malformed(what, path)
     return evolve(event, rax=answer.rax)

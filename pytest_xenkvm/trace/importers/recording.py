@@ -28,7 +28,7 @@ def open_recording(path: str | Path) -> Iterator[str]:
     something else, `TraceError` if the file can't be read or trace-cmd can't be had.
     """
     path = Path(path)
-    with reading(path) as file:
+    with reading(path, "a recording") as file:
         start = file.read(_LONGEST)
     if start.startswith(_TRACE_DAT):
         return _trace_dat(path)
