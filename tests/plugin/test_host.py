@@ -128,6 +128,22 @@ def test_own_tests_get_the_host(project: pytest.Pytester, run: Run, kvm: StandIn
     assert len(kvm.created) == 4
 
 
+def test_no_host_for_a_test_of_ones_own(
+    project: pytest.Pytester, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A test that asks for `xenkvm_host` where there is none fails with the sentence, without a traceback."""
+
+    def nothing() -> None:
+        raise HostError("there is no /dev/kvm: try another machine")
+
+    monkeypatch.setattr(DevKvmHost, "open", nothing)
+    project.makepyfile("def test_vm(xenkvm_host): pass")
+    result = run(ON_KVM, "-k", "test_vm")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["there is no /dev/kvm: try another machine"])
+    result.stdout.no_fnmatch_line("*own_tests.py*")
+
+
 @pytest.mark.usefixtures("kvm")
 def test_guest_programs_are_refused(project: pytest.Pytester, run: Run) -> None:
     """`xenkvm_guest` runs code on Unicorn: on another host that would be something else than asked for."""
