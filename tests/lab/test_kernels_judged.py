@@ -23,6 +23,9 @@ SUITE: Final = ["--pyargs", "pytest_xenkvm.conformance", "-p", "no:cacheprovider
 PATIENCE: Final = 1200.0
 """Seconds: a minute or two, but on a machine that has other things to do."""
 
+GUESTS: Final = 3
+"""That may be started for one verdict."""
+
 NEEDS_KVM: Final = ["tests/hosts/test_devkvm_real.py", "tests/record/test_record_lab.py"]
 ENDS: Final = {
     "linux-6.12": {"passed", "failure"},
@@ -54,17 +57,17 @@ def judged_for_real(kernel: str, folder: Path) -> tuple[dict[str, str], str]:
         *("--xenkvm-host=kvm", "--junitxml=real.xml"),
         timeout=PATIENCE,
     )
-    junit = folder / "out/real.xml"
-    found = outcomes(junit) if junit.exists() else {}
-    junit.unlink(missing_ok=True)
-    return found, done.stdout + done.stderr
+    ended = done.returncode in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}
+    found = outcomes(folder / "out/real.xml") if ended else {}
+    return found, f"{done.stdout}{done.stderr}exit status {done.returncode}"
 
 
 @pytest.mark.parametrize("kernel", PROFILES)
 def test_verdicts_are_those_of_the_emulated_core(kernel: str, tmp_path: Path) -> None:
     """Every probe comes out on a real kernel as on the emulated one of its profile; all were run.
 
-    What differs is looked at again in another guest: on a busy machine an emulated one loses time.
+    What differs is looked at again in another guest: on a busy machine an emulated one loses time, and
+    QEMU's emulation of nested virtualisation has been seen to die.
     """
     needed(kernel)
     command = [
@@ -78,12 +81,16 @@ def test_verdicts_are_those_of_the_emulated_core(kernel: str, tmp_path: Path) ->
     subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
     expected = outcomes(tmp_path / "emulated.xml")
     assert set(expected.values()) == ENDS[kernel]
-    found, printed = judged_for_real(kernel, tmp_path)
-    differing = {name for name, end in expected.items() if found.get(name) != end}
-    if differing:
-        again, printed = judged_for_real(kernel, tmp_path)
-        found |= {name: again[name] for name in differing & again.keys()}
-    assert {name: end for name, end in expected.items() if found.get(name) != end} == {}, printed[-20_000:]
+    found: dict[str, str] = {}
+    differing, printed = expected, ""
+    for _guest in range(GUESTS):
+        seen, printed = judged_for_real(kernel, tmp_path)
+        found |= {name: end for name, end in seen.items() if name in differing or name not in found}
+        differing = {name: end for name, end in expected.items() if found.get(name) != end}
+        if not differing:
+            break
+        print(printed[-4000:])  # noqa: T201 - shown if it goes on like this
+    assert differing == {}, printed[-20_000:]
     assert found == expected
 
 
@@ -96,7 +103,7 @@ def test_the_host_kvm_and_the_recorder_on_a_real_kernel(kernel: str) -> None:
     needed(kernel)
     brought = [option for name in ("pyproject.toml", "tests", "traces") for option in ("--copy", name)]
     pytest_options = ["-q", "-rs", "-p", "no:cacheprovider", "--tb=short"]
-    for _attempt in range(2):
+    for _guest in range(GUESTS):
         done = run(
             ROOT,
             *("--kernel", kernel, *brought, "--", "pytest", *pytest_options, *NEEDS_KVM),
