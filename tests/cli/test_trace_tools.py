@@ -173,7 +173,7 @@ def test_shrink_refuses_what_does_not_fail(told: Told, arguments: list[str], wha
 
 def test_shrink_a_vmm_that_raises(folder: Path, told: Told) -> None:
     """An exception of one's own VMM is shrunk to if asked for; otherwise it is told, and how to do so."""
-    (folder / "raising_vmm.py").write_text(
+    (folder / "lookup_vmm.py").write_text(
         "from pytest_xenkvm.vmm import Vmm\n"
         "class Mine(Vmm):\n"
         "    def configure(self, vm): vm.xen_hvm_config()\n"
@@ -181,10 +181,10 @@ def test_shrink_a_vmm_that_raises(folder: Path, told: Told) -> None:
         "        if xen_exit.input == 33: raise LookupError('no GSI')\n"
         "        return 0\n"
     )
-    code, _, err = told("shrink", BOOT, "--failing", "vcpu-id.unique", "--vmm", "raising_vmm:Mine")
+    code, _, err = told("shrink", BOOT, "--failing", "vcpu-id.unique", "--vmm", "lookup_vmm:Mine")
     assert code == USAGE_EXIT
     assert "raised LookupError: no GSI; --failing error shrinks to what makes it raise" in err
-    code, out, _ = told("shrink", BOOT, "--failing", "error", "--vmm", "raising_vmm:Mine")
+    code, out, _ = told("shrink", BOOT, "--failing", "error", "--vmm", "lookup_vmm:Mine")
     assert code == 0
     assert "ends with LookupError: no GSI" in out[0]
     assert len(events_of("linux-boot-1vcpu.shrunk.xkt")) == 1
