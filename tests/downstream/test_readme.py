@@ -13,11 +13,11 @@ README: Final = (ROOT / "README.md").read_text()
 
 def test_the_main_job_is_done_as_shown(shell: Shell) -> None:
     """It builds and installs the package, and replays a bundled trace without a violation."""
-    (command,) = re.findall(r"^python3 -m venv .* linux-boot\.xkt$", README, re.MULTILINE)
+    (command,) = re.findall(r"^python3 -m venv .* traces/linux-boot\.xkt$", README, re.MULTILINE)
     shutil.rmtree(shell.folder)
-    unwanted = shutil.ignore_patterns(".*", "golden", "__pycache__", "tests", "docs", "benchmarks")
+    unwanted = shutil.ignore_patterns(".*", "golden", "__pycache__", "docs", "benchmarks")
     shutil.copytree(ROOT, shell.folder, ignore=unwanted)
     output = shell.run(command)
-    assert "\nlinux-boot.xkt ." in output
+    assert "\ntraces/linux-boot.xkt ." in output
     assert "\nreplayed 1 trace: 35,143 events, 9,041 hypercalls, " in output
     assert " 0 violated, " in output
