@@ -27,7 +27,7 @@ from pytest_xenkvm.rules.model import (
     Verdict,
 )
 from pytest_xenkvm.rules.tracking import Setup
-from pytest_xenkvm.trace.events import Event, Hypercall, Ioctl
+from pytest_xenkvm.trace.events import LEAST_POINTER, Event, Hypercall, Ioctl
 
 _MAX_ALIKE: Final = 4096
 """Hypercalls that are remembered: a guest may make any number of different ones."""
@@ -54,6 +54,12 @@ class _Watchers:
     def of(cls, checkers: tuple[Checker, ...], number: int) -> _Watchers:
         alike = all(checker.alike and number not in checker.unlike for checker in checkers)
         return cls(checkers, alike, any(checker.alike_args for checker in checkers))
+
+    def judge_alike(self, event: Hypercall) -> bool:
+        """Whether this one may be judged like others; not by a pointer, as one object stands for any."""
+        second = event.args[1]
+        by_pointer = self.args and isinstance(second, int) and second >= LEAST_POINTER
+        return self.alike and not by_pointer
 
 
 @define
@@ -121,7 +127,7 @@ class Judge:
         if event.inferred or not _is_plain(event):
             return None
         watchers = self._who_sees(event)
-        if not watchers.alike:
+        if not watchers.judge_alike(event):
             return None
         return self._alike.get(_key(event, args=watchers.args)) if watchers.checkers else self._unwatched
 
@@ -154,7 +160,11 @@ class Judge:
             checker.observe(observation)
         if self._violations(checkers) != violations or not all(checker.settled for checker in checkers):
             self._forget()
-        elif watchers.alike and _is_plain(event) and not (observation.unjudged or observation.divergences):
+        elif (
+            watchers.judge_alike(event)
+            and _is_plain(event)
+            and not (observation.unjudged or observation.divergences)
+        ):
             counted = zip(checkers, exercised, strict=True)
             came_to = [(checker, checker.exercised - before) for checker, before in counted]
             self._remember(_key(event, args=watchers.args), came_to)

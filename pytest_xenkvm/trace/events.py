@@ -269,8 +269,12 @@ TimedEvent = tuple["int | None", Event, "Told | None"]
 """A time, and an event whose own `ts` may be unset, as one object may stand for several events.
 
 What hypercalls of one object differ in besides their time comes third (None: in nothing). Then neither
-arguments 2 ... 5 of the event count nor what lay behind them: `as_told` makes the one that is meant.
+arguments 2 ... 5 of the event count, nor argument 1 from `LEAST_POINTER` on, nor what lay behind them:
+`as_told` makes the one that is meant.
 """
+
+LEAST_POINTER: Final = 4096
+"""An argument 1 that is less is a number that matters (a vCPU, say), all others are taken for addresses."""
 
 ARGS: Final = 6
 """Arguments of a hypercall."""

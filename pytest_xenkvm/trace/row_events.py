@@ -1,8 +1,9 @@
 """From the rows of event blocks to events without a time; what comes again is decoded once.
 
 Nearly all rows repeat earlier ones, but for the time. Hypercalls seldom do: those that a row of integers
-tells, with or without the bytes behind one pointer, are one object if they agree in all but arguments 2 ... 5
-and those bytes, which are read anew each time. Everything else goes by the tables in `fields`.
+tells, with or without the bytes behind one pointer, are one object if they agree in all but those bytes,
+arguments 2 ... 5 and an address in argument 1, which are read anew each time. Everything else goes by the
+tables in `fields`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, Final
 from pytest_xenkvm.abi.numbers import KVM_EXIT_XEN_HCALL
 from pytest_xenkvm.trace.events import (
     BRIEF_BYTES,
+    LEAST_POINTER,
     Event,
     Header,
     Hypercall,
@@ -157,7 +159,8 @@ class RowEvents:
                 return _NO_CALL
         except (TypeError, ValueError, LookupError):
             return _NO_CALL
-        key = (vcpu, flags, cpl, nr, a0, a1, rax)
+        number = a1 if a1 < LEAST_POINTER else LEAST_POINTER  # noqa: FURB136 - a call takes longer
+        key = (vcpu, flags, cpl, nr, a0, number, rax)
         event = self._calls.get(key) or self._new_call(key, row[ARGS])
         return _NO_CALL if event is None else (event, (row[ARGS], seen))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar, Final
 
 import pytest
@@ -14,10 +15,11 @@ from pytest_xenkvm.abi.numbers import VcpuAttr, VcpuOp
 from pytest_xenkvm.replay.observation import Observation, Place
 from pytest_xenkvm.rules.bundled import BUNDLED
 from pytest_xenkvm.rules.judge import Judge
-from pytest_xenkvm.rules.model import Checker, Context, Rule, State, Verdict
+from pytest_xenkvm.rules.model import Checker, Context, Hypercalls, Rule, State, Verdict
 from pytest_xenkvm.rules.run import ReplayOptions, ReplayResult, TraceSource, run_trace
 from pytest_xenkvm.trace import open_trace
-from pytest_xenkvm.trace.events import Event, Hypercall
+from pytest_xenkvm.trace.events import LEAST_POINTER, Event, Hypercall
+from pytest_xenkvm.trace.xkt import XktWriter
 
 BOOTS: Final = ("@linux-boot", "@linux-boot-1vcpu", "@linux-boot-7.2", "@linux-boot-7.3")
 GOLDENS: Final = (
@@ -172,3 +174,31 @@ def test_a_call_whose_exit_differs_is_looked_at() -> None:
         judge.observe(Observation(place=Place(index), event=EOI, answer=EOI.rax))
     assert judge.repeats(EOI) is not None
     assert judge.repeats(wrong) is None
+
+
+@define
+class _CountsOddPointers(Checker):
+    """Exercised by calls whose second argument is odd."""
+
+    alike: ClassVar[bool] = True
+
+    def observe(self, observation: Observation) -> None:
+        """Look at the argument."""
+        event = observation.event
+        assert isinstance(event, Hypercall)
+        if int(event.args[1]) % 2:  # type: ignore[arg-type]
+            self.hold()
+
+
+@pytest.mark.parametrize("least", [0, LEAST_POINTER - 3, LEAST_POINTER, 1 << 63])
+def test_pointers_that_matter_to_a_rule_are_all_looked_at(tmp_path: Path, least: int) -> None:
+    """Calls that are one object but for their second argument are told apart where a rule goes by it."""
+    rule = evolve(RULES["vcpu-id.unique"], checker=_CountsOddPointers, sees=(Hypercalls(),))
+    calls = [forwarded(33, 12, least + number % 7, 0, 0, 0, 0) for number in range(70)]
+    with XktWriter(tmp_path / "t.xkt", header()) as writer:
+        for event in (config(), *calls):
+            writer.write(event)
+    trace = open_trace(tmp_path / "t.xkt")
+    result = run_trace(trace, [rule], ReplayOptions())
+    odd = sum((least + number % 7) % 2 for number in range(70))
+    assert (result.divergence_count, [verdict.exercised for verdict in result.verdicts]) == (0, [odd])

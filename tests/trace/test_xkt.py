@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from attrs import evolve
 from hypothesis import HealthCheck, given, settings
 from samples import EVENTS, HEADER, SAMPLE, calls, write_xkt
 from strategies import Trace, traces
 
+from pytest_xenkvm.abi.numbers import U64_MAX
 from pytest_xenkvm.trace import blocks, rows
 from pytest_xenkvm.trace.errors import Malformed, TraceError
 from pytest_xenkvm.trace.events import (
+    LEAST_POINTER,
     Behind,
     Event,
     Header,
@@ -119,6 +122,19 @@ def test_hypercalls_that_are_alike_are_one_object(tmp_path: Path) -> None:
     trace = XktTrace(write_xkt(tmp_path / "t.xkt", recorded))
     found = list(trace.timed_events())
     assert [id(event) for _ts, event, _told in found] == [id(found[0][1]), id(found[1][1])] * 3
+    assert list(trace.events()) == recorded
+
+
+def test_hypercalls_that_differ_in_a_pointer_are_one_object(tmp_path: Path) -> None:
+    """An argument 1 that may be an address is told beside the object; a small number makes two."""
+    (call,) = calls(1)
+    assert isinstance(call, Hypercall)
+    seconds = [LEAST_POINTER - 1, LEAST_POINTER, 1 << 63, LEAST_POINTER - 2, U64_MAX]
+    recorded = [evolve(call, ts=ts, args=(4, second, 0, 0, 0, 0)) for ts, second in enumerate(seconds)]
+    trace = XktTrace(write_xkt(tmp_path / "t.xkt", recorded))
+    small, one, same, other, again = (id(event) for _ts, event, _told in trace.timed_events())
+    assert one == same == again
+    assert len({small, one, other}) == 3
     assert list(trace.events()) == recorded
 
 
