@@ -8,11 +8,12 @@ tables in `fields`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from struct import Struct
 from struct import error as StructError  # noqa: N812 (it is a class)
 from typing import Any, Final
 
-from pytest_xenkvm.abi.numbers import KVM_EXIT_XEN_HCALL
+from pytest_xenkvm.abi.numbers import KVM_EXIT_XEN_HCALL, U64_MAX
 from pytest_xenkvm.trace.events import (
     BRIEF_BYTES,
     LEAST_POINTER,
@@ -21,6 +22,7 @@ from pytest_xenkvm.trace.events import (
     Hypercall,
     HypercallExit,
     Seen,
+    TimedEvent,
     Told,
     as_told,
     is_small,
@@ -37,9 +39,12 @@ from pytest_xenkvm.trace.rows import (
     HANDLED,
     HYPERCALL,
     KERNEL,
+    KINDS,
     LONGMODE,
     PLAIN,
     RAX_KNOWN,
+    SHAPE,
+    TS,
     USERSPACE,
     VIA_PAGE,
     Row,
@@ -47,7 +52,7 @@ from pytest_xenkvm.trace.rows import (
     plain_flags,
     plain_vcpus,
 )
-from pytest_xenkvm.trace.values import HYPERCALL_ARGS, S64_MAX
+from pytest_xenkvm.trace.values import HYPERCALL_ARGS, S64_MAX, U64
 
 _BEHIND: Final = ("behind",)
 _BEHIND_ITEM: Final = ("arg", "data")
@@ -57,6 +62,7 @@ _KEY: Final = Struct("7Q")
 _UNDEFINED: Final = -1
 """The number of a shape that the block hasn't defined."""
 
+_REST: Final = slice(AFTER_TS, None)
 _VALUES: Final = AFTER_TS + 1
 """Where the values stand in a row that is no hypercall."""
 
@@ -65,6 +71,9 @@ _MAX_KNOWN: Final = 2048
 _MAX_CALLS: Final = 1024
 
 _NO_CALL: Final = (None, None)
+
+MORE: Final = object()
+"""Stands for whatever comes after the rows that were read."""
 
 _Known = dict[int, dict[Row, Event]]
 
@@ -77,6 +86,10 @@ class RowEvents:
     """The events in the rows of one block after the other; shapes count within a block."""
 
     def __init__(self, header: Header) -> None:
+        self.ts = 0
+        """Time of the last event that had one (ns)."""
+        self.counts = dict.fromkeys(range(len(KINDS)), 0)
+        """Events read so far, by code."""
         self._header = header
         self._vcpus = plain_vcpus(header)
         self._told = {flags: _told_by(flags) for flags in plain_flags(header)}
@@ -95,6 +108,42 @@ class RowEvents:
         self._behind_shape = _UNDEFINED
         self._items: dict[int, tuple[bool, str | None]] = {}
         """Shapes of what lies behind a pointer: whether it may hold a clock, and the one extra key."""
+
+    def read(self, rows: Iterable[Any], events: list[TimedEvent]) -> Any:
+        """Append the events that rows tell, as `XktTrace.timed_events` has it, and return `MORE`.
+
+        What is neither an event nor a shape ends the reading and is returned instead. Raises `Unfit`.
+        """
+        counts, known, call = self.counts, self.known, self.call
+        append = events.append
+        for row in rows:
+            event: Event | None
+            told: Told | None
+            try:
+                code, step = row[CODE], row[TS]
+                if code == HYPERCALL:
+                    event, told = call(row)
+                else:
+                    event, told = known[code].get(row[_REST]), None
+            except (TypeError, LookupError):  # it is a shape, or the end, or damaged
+                event, told = None, None
+            if event is None:
+                if type(row) is not tuple or not row:
+                    return row
+                if row[CODE] == SHAPE:
+                    self.define(row)
+                    continue
+                event = self.event(row)
+                code, step = row[CODE], row[TS]
+            if type(step) is int and step >= 0:
+                self.ts = ts = self.ts + step & U64_MAX
+                append((ts, event, told))
+            else:
+                if step is not None:
+                    U64.decode(step)
+                append((None, event, told))
+            counts[code] += 1
+        return MORE
 
     def define(self, row: Any) -> None:
         """Take a shape row. Raises `Unfit`."""

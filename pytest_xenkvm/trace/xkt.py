@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Final, final
@@ -14,27 +15,13 @@ from typing import BinaryIO, Final, final
 import msgpack  # type: ignore[import-untyped]
 from attrs import frozen
 
-from pytest_xenkvm.abi.numbers import U64_MAX
 from pytest_xenkvm.trace import blocks
 from pytest_xenkvm.trace.errors import Malformed, TraceError
-from pytest_xenkvm.trace.events import Event, Header, Hypercall, TimedEvent, Told, as_told, at_time
+from pytest_xenkvm.trace.events import Event, Header, Hypercall, TimedEvent, as_told, at_time
 from pytest_xenkvm.trace.fields import check_event, decode_event, encode_event
 from pytest_xenkvm.trace.header import VERSION, decode_header, encode_header
-from pytest_xenkvm.trace.row_events import RowEvents
-from pytest_xenkvm.trace.rows import (
-    AFTER_TS,
-    CODE,
-    CODES,
-    HYPERCALL,
-    KINDS,
-    SHAPE,
-    TS,
-    RowDecoder,
-    RowEncoder,
-    elapsed,
-    plain_check,
-    plain_row,
-)
+from pytest_xenkvm.trace.row_events import MORE, RowEvents
+from pytest_xenkvm.trace.rows import CODES, KINDS, RowDecoder, RowEncoder, elapsed, plain_check, plain_row
 from pytest_xenkvm.trace.storage import complaining, reading, replacing
 from pytest_xenkvm.trace.unpack import CUT_ROW, check_tail, objects, unpacker
 from pytest_xenkvm.trace.values import U64, Unfit, shown
@@ -49,7 +36,8 @@ UNFINISHED: Final = "unfinished"
 """A header with this key, true, is of a recording that is going on or was cut off (`LiveXktWriter`)."""
 
 _COUNTED: Final = len(KINDS)
-_REST: Final = slice(AFTER_TS, None)
+_BATCH: Final = 64
+"""Rows that are read ahead of what is done to them, or one more."""
 
 
 @frozen
@@ -121,57 +109,36 @@ class XktTrace:
         for ts, event, told in self.timed_events():
             yield at_time(as_told(event, told), ts)
 
-    def timed_events(  # noqa: C901, PLR0912 - a call for each part would take as long as the part does
-        self,
-    ) -> Iterator[TimedEvent]:
+    def timed_events(self) -> Iterator[TimedEvent]:
         """Read the events without a `ts`, each with its time. Raises `Malformed`.
 
         Events that differ in time only, and hypercalls that differ only in what `Told` tells, are one object,
         as long as they are remembered: what is found out about it once holds for all of them.
         """
-        counts = dict.fromkeys(range(_COUNTED), 0)
-        ts = 0
+        return chain.from_iterable(self._batches())
+
+    def _batches(self) -> Iterator[list[TimedEvent]]:
+        """Some events of one block at a time: reading one by one, in turns with a replay, takes longer."""
         decoder = RowEvents(self.header)
-        call = decoder.call
+        counts = decoder.counts
         with reading(self.path) as file, self._complaints(counts):
             for content in self._contents(file, counts):
                 unpacking = unpacker(content)
-                if next(unpacking, None) != (sum(counts.values()), ts):
+                if next(unpacking, None) != (sum(counts.values()), decoder.ts):
                     raise Unfit("is damaged: a block doesn't go on where the one before ended")
                 decoder.next_block()
-                known = decoder.known
                 for row in unpacking:
-                    event: Event | None
-                    told: Told | None
+                    batch: list[TimedEvent] = []
                     try:
-                        code, step = row[CODE], row[TS]
-                        if code == HYPERCALL:
-                            event, told = call(row)
-                        else:
-                            event, told = known[code].get(row[_REST]), None
-                    except (TypeError, LookupError):  # it is a shape, or the end, or damaged
-                        event, told = None, None
-                    if event is None:
-                        if type(row) is not tuple or not row:
-                            break
-                        if row[CODE] == SHAPE:
-                            decoder.define(row)
-                            known = decoder.known
-                            continue
-                        event = decoder.event(row)
-                        code, step = row[CODE], row[TS]
-                    if type(step) is int and step >= 0:
-                        ts = ts + step & U64_MAX
-                        yield ts, event, told
-                    else:
-                        if step is not None:
-                            U64.decode(step)
-                        yield None, event, told
-                    counts[code] += 1
+                        stop = decoder.read(chain((row,), islice(unpacking, _BATCH)), batch)
+                    finally:
+                        yield batch
+                    if stop is not MORE:
+                        break
                 else:
                     raise Unfit(CUT_ROW)
-                if row is not None:
-                    raise Unfit(f"is damaged: a row is {shown(row)}")
+                if stop is not None:
+                    raise Unfit(f"is damaged: a row is {shown(stop)}")
                 check_tail(unpacking, content)
 
     def _contents(self, file: BinaryIO, counts: dict[int, int]) -> Iterator[bytes]:
