@@ -5,31 +5,30 @@ what the guest took; when they end, nothing may be pending any more. After a VM-
 clears evtchn_upcall_pending, a one-byte store that belongs to the same window.
 
 Nearly all events of a trace repeat earlier ones at another time, and come out as recorded. So what holds for
-an event at any time is found out once (`_Known`), and an observation is made only where somebody wants it.
+an event at any time is found out once (`Knowledge`), and an observation is made only where somebody wants it.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Final
 
-from attrs import Factory, define, field
+from attrs import define, field
 
 from pytest_xenkvm.hosts.protocol import Host
 from pytest_xenkvm.replay.compare import Difference, differences, unjudged
 from pytest_xenkvm.replay.errors import ReplayError
+from pytest_xenkvm.replay.known import Knowledge
 from pytest_xenkvm.replay.observation import (
     EVERYONE,
     Audience,
     Divergence,
     Observation,
     Place,
-    Repeats,
     Tally,
 )
-from pytest_xenkvm.replay.stepper import Again, CallAgain, Quick, Stepper, recorded_answer
+from pytest_xenkvm.replay.stepper import Stepper, recorded_answer
 from pytest_xenkvm.trace.events import (
     Event,
     Header,
@@ -37,31 +36,16 @@ from pytest_xenkvm.trace.events import (
     Irq,
     Mem,
     TimedEvent,
-    Told,
-    VcpuRun,
-    Wait,
     Wrmsr,
     as_told,
     at_time,
     brief,
-    is_small,
 )
 
 UNTIMED_EVENT_NS: Final = 1000
 """What passes before an event without a time, so that "long ago" lies in the past."""
 
-CONTEXT_EVENTS: Final = 3
-"""How many earlier events of a vCPU a divergence carries."""
-
-_MAX_KNOWN: Final = 4096
-"""Events that are remembered, small ones only: the trace may hold any number of any size."""
-
 _AFTER_THE_LAST: Final[TimedEvent] = (None, Event(), None)
-
-_NOT_COUNTED: Final = Repeats(valid=False)
-
-_Recent = deque[tuple[int, "int | None", Event, "Told | None"]]
-"""Index, time and short form of a vCPU's last events."""
 
 
 def kernel_replay(
@@ -83,55 +67,16 @@ def kernel_replay(
         )
     vm = host.create_vm(header.vm, cpu_vendor=header.cpu_vendor)
     stepper = Stepper(vm, header)
-    return _KernelReplay(stepper, len(header.vm.vcpus), audience, tally or Tally()).observations(events)
-
-
-@define(eq=False)
-class _Known:
-    """What holds for an event other than a hypercall whenever it happens."""
-
-    event: Event
-    again: Again
-    wanted: bool
-    window: tuple[int, ...]
-    """vCPUs that take interrupts after it."""
-    kept: Event
-    recent: _Recent
-    adds_up: bool
-    """It was recorded that times add up, which must be looked at each time."""
-    inferred: bool
-    quick: Quick | None
-    """Does it again, if that is all there is to do when it comes out as recorded."""
-
-
-@define(eq=False)
-class _KnownCall:
-    """What holds for all hypercalls that one object stands for."""
-
-    event: Hypercall
-    again: CallAgain
-    vcpu: int
-    recent: _Recent
-    unseen: bool
-    """An outcome was not recorded."""
-    repeats: Repeats = _NOT_COUNTED
-    """Counts those that come out as recorded, while it is valid."""
-    window: tuple[int, ...] = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self.window = (self.vcpu,)
+    knowledge = Knowledge(stepper, len(header.vm.vcpus), audience)
+    return _KernelReplay(stepper, knowledge, audience, tally or Tally()).observations(events)
 
 
 @define(eq=False)
 class _KernelReplay:
     stepper: Stepper
-    vcpus: int
+    knowledge: Knowledge
     audience: Audience
     tally: Tally
-    recent: dict[int | None, _Recent] = Factory(dict)
-    known: dict[int, _Known] = Factory(dict)
-    """By the identity of their event."""
-    known_calls: dict[int, _KnownCall] = Factory(dict)
     irqs_seen: bool = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -140,19 +85,15 @@ class _KernelReplay:
     def observations(  # noqa: C901, PLR0912, PLR0915 - calls for parts take as long as the parts do
         self, events: Iterable[TimedEvent]
     ) -> Iterator[Observation]:
-        upcoming = iter(events)
-        current = next(upcoming, None)
-        if current is None:
-            return
-        known_of, call_of = self.known.get, self.known_calls.get
+        knowledge, index = self.knowledge, -1
+        known_of, call_of = knowledge.events.get, knowledge.calls.get
         clock, take_interrupt = self.stepper.clock(), self.stepper.vm.take_interrupt
-        now = 0  # when the event before was complete (ns since the first event)
+        begun = now = 0  # when the event before was complete, when this one was (ns since the first event)
         due = 0  # until then the VM's clock may stand still, unless it is looked at
         window: tuple[int, ...] = ()  # vCPUs that are taking interrupts
         hypercalls = inferred = 0
-        for index, following in enumerate(chain(upcoming, (_AFTER_THE_LAST,))):
+        for index, (current, following) in enumerate(pairwise(chain(events, (_AFTER_THE_LAST,)))):
             ts, event, told = current
-            current = following
             begun = now
             if ts is None:
                 self.stepper.vm.pass_time(ns=UNTIMED_EVENT_NS, until=now)
@@ -164,7 +105,7 @@ class _KernelReplay:
             if told is not None:
                 clock(begun)
                 due = 0
-                call = call_of(id(event)) or self._know_call(event)
+                call = call_of(id(event)) or knowledge.learn_call(event)
                 happened = call.again(ts, told)
                 hypercalls += 1
                 window, found = call.window, []
@@ -173,14 +114,14 @@ class _KernelReplay:
                     vector = take_interrupt(call.vcpu)
                     if vector is None or not self.irqs_seen:
                         call.repeats.times += 1
-                        call.recent.append((index, ts, event, told))
+                        call.recent.append((index, current))
                         continue
                     found = [_missed(call.vcpu, vector)]
                 recent, as_recorded = call.recent, happened is event
                 event = kept = as_told(event, told)
                 tells = call.unseen or not as_recorded
                 happened = event if as_recorded else happened
-                wanted = tells or self._wants_again(call)
+                wanted = tells or knowledge.wants_again(call)
             elif (known := known_of(id(event))) is not None and known.quick is not None and not window:
                 if begun >= due:
                     due = clock(begun)
@@ -188,7 +129,7 @@ class _KernelReplay:
                     inferred += 1
                 happened = known.quick()
                 if happened is None:
-                    known.recent.append((index, ts, event, None))
+                    known.recent.append((index, current))
                     continue
                 kept, recent, found, tells, wanted = known.kept, known.recent, [], True, True
             else:
@@ -196,12 +137,12 @@ class _KernelReplay:
                 due, found = 0, []
                 if type(event) is Hypercall:
                     happened = self.stepper.hypercall(event, ts, recorded_answer)
-                    kept, recent, window = brief(event), self._recent(event.vcpu), (event.vcpu,)
+                    kept, recent, window = brief(event), knowledge.recent(event.vcpu), (event.vcpu,)
                     tells = happened is not event or event.rax is None or event.handled is None
                     wanted = tells or self.audience.wants_call(event)
                     hypercalls += 1
                 else:
-                    known = known or self._know(event)
+                    known = known or knowledge.learn(event)
                     happened = known.again(ts)
                     kept, recent, window = known.kept, known.recent, known.window or window
                     tells = happened is not event or known.adds_up
@@ -217,61 +158,11 @@ class _KernelReplay:
                 self.audience.recall(event)
             if wanted or found:
                 yield self._observation(index, ts, event, happened, found)
-            recent.append((index, ts, kept, None))
+            recent.append((index, (ts, kept, None)))
         clock(begun)
         self.tally.events += index + 1
         self.tally.hypercalls += hypercalls
         self.tally.inferred += inferred
-
-    def _know(self, event: Event) -> _Known:
-        window: tuple[int, ...] = ()
-        if isinstance(event, Wait):
-            window = tuple(range(self.vcpus))
-        elif isinstance(event, (Wrmsr, VcpuRun)):
-            window = (event.vcpu,)
-        wanted = self.audience.wants(event)
-        known = _Known(
-            event=event,
-            again=self.stepper.again(event, self.vcpus),
-            quick=None if wanted else self.stepper.quick(event),
-            wanted=wanted,
-            window=window,
-            kept=brief(event),
-            recent=self._recent(getattr(event, "vcpu", None)),
-            adds_up=bool(getattr(event, "sum_ok", None)),
-            inferred=event.inferred,
-        )
-        if is_small(event):
-            if len(self.known) >= _MAX_KNOWN:
-                self.known.clear()
-            self.known[id(event)] = known
-        return known
-
-    def _know_call(self, event: Event) -> _KnownCall:
-        assert isinstance(event, Hypercall)  # only hypercalls are told  # noqa: S101 - for mypy
-        unseen = event.rax is None or event.handled is None
-        known = _KnownCall(
-            event=event,
-            again=self.stepper.call_again(event),
-            vcpu=event.vcpu,
-            recent=self._recent(event.vcpu),
-            unseen=unseen,
-            repeats=(None if unseen else self.audience.repeats(event)) or _NOT_COUNTED,
-        )
-        if len(self.known_calls) >= _MAX_KNOWN:
-            self.known_calls.clear()
-        self.known_calls[id(event)] = known
-        return known
-
-    def _wants_again(self, call: _KnownCall) -> bool:
-        """Whether the audience wants such a hypercall, which came out as recorded; if not, it is counted."""
-        wanted = self.audience.wants_call(call.event)
-        if not wanted:
-            call.repeats = self.audience.repeats(call.event) or _NOT_COUNTED
-        return wanted
-
-    def _recent(self, vcpu: int | None) -> _Recent:
-        return self.recent.setdefault(vcpu, deque(maxlen=CONTEXT_EVENTS))
 
     def _compare(self, event: Event, happened: Event | None) -> list[Difference]:
         """The outcomes that differ; `happened` None: it can't be known, or no interrupt is pending."""
@@ -306,7 +197,7 @@ class _KernelReplay:
         )
 
     def _divergence(self, place: Place, recorded: Event, happened: Event, found: Difference) -> Divergence:
-        recent = self.recent.get(getattr(recorded, "vcpu", None), ())
+        recent = self.knowledge.recent(getattr(recorded, "vcpu", None))
         return Divergence(
             place=place,
             kind=found.kind,
@@ -315,7 +206,7 @@ class _KernelReplay:
             recorded=brief(recorded),
             happened=brief(happened),
             preceding=tuple(
-                (Place(index), at_time(as_told(event, told), ts)) for index, ts, event, told in recent
+                (Place(index), at_time(as_told(event, told), ts)) for index, (ts, event, told) in recent
             ),
         )
 
