@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from errno import EFAULT, EINVAL
-from typing import Final
+from typing import Final, final
 
 from attrs import define
 
@@ -89,6 +89,7 @@ class Call:
         return self.read_virt(address, size, size if needed is None else needed)
 
 
+@final
 class Forward:
     """The type of FORWARD."""
 

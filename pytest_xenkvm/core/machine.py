@@ -176,7 +176,7 @@ class XenVm:
         """The same with all that a handler looks at, the registers as the kernel sees them."""
         vcpu, seen = call.vcpu, call.regs
         result = dispatch(call)
-        if isinstance(result, Forward):
+        if type(result) is Forward:
             vcpu.hypercall_rip = linear_rip
             return XenExit(
                 type=KVM_EXIT_XEN_HCALL,

@@ -27,9 +27,9 @@ from pytest_xenkvm.abi.numbers import (
 from pytest_xenkvm.core.errors import KvmError
 from pytest_xenkvm.core.state import VcpuState, VmState
 
-_TIMES: Final = Struct("<QQQQQ")
+_put_times: Final = Struct("<QQQQQ").pack_into
 """state_entry_time and the four times."""
-_STATE: Final = Struct("<I")
+_put_state: Final = Struct("<I").pack_into
 
 _RUNNING: Final = int(Runstate.RUNNING)
 _RUNNABLE: Final = int(Runstate.RUNNABLE)
@@ -138,21 +138,24 @@ def write_guest(vm: VmState, vcpu: VcpuState, *, atomic: bool = False) -> None:
     A copy set in the 32-bit layout may need a second page since LONG_MODE. An `atomic` update (into
     RUNNABLE, which the scheduler makes too) can't map a page and writes nothing; the next other one does.
     """
-    head = vcpu.runstate_head.mapped if atomic else vcpu.runstate_head.refresh(vm.memory)
+    head = vcpu.runstate_head.mapped
     if head is None:
-        return
+        head = None if atomic else vcpu.runstate_head.refresh(vm.memory)
+        if head is None:
+            return
     layout, account = vm.layout, vcpu.runstate
     size, room, start = layout.runstate_size, len(head), layout.runstate_entry_time
+    entry_time, (running, runnable, blocked, offline) = account.entry_time & U64_MAX, account.times
     if size <= room:
-        _STATE.pack_into(head, 0, account.state)
-        _TIMES.pack_into(head, start, account.entry_time & U64_MAX, *account.times)
+        _put_state(head, 0, account.state)
+        _put_times(head, start, entry_time, running, runnable, blocked, offline)
         return
     tail = vcpu.runstate_tail.mapped if atomic else _tail(vm, vcpu, size - room)
     if tail is None:
         return
     image = bytearray(size)
-    _STATE.pack_into(image, 0, account.state)
-    _TIMES.pack_into(image, start, account.entry_time & U64_MAX, *account.times)
+    _put_state(image, 0, account.state)
+    _put_times(image, start, entry_time, running, runnable, blocked, offline)
     head[:] = image[:room]
     tail[: size - room] = image[room:]
 

@@ -123,6 +123,8 @@ class VmState:
     memory: GuestMemory
     irqchip: str
     """In-kernel interrupt controllers: "none", "split" (local APIC only) or "full"."""
+    has_local_apic: bool = field(init=False)
+    """The local APICs are in the kernel."""
     cpu_vendor: str
     boot_time_ns: int = 0
     """Wall-clock time at which the VM's clock was 0 (ns since 1970), a value handed in."""
@@ -149,6 +151,10 @@ class VmState:
     deadlines: list[tuple[int, int]] = Factory(list)
     """Heap of (deadline, vCPU index) of the running timers, and of some that run no more."""
 
+    @has_local_apic.default
+    def _has_local_apic(self) -> bool:
+        return self.irqchip != "none"
+
     @property
     def long_mode(self) -> bool:
         """The attribute LONG_MODE, which is kept as the layout that it means."""
@@ -170,11 +176,6 @@ class VmState:
     def intercepts_hypercalls(self) -> bool:
         """VMCALL and VMMCALL are Xen hypercalls."""
         return self.config.intercepts or (self.config.flags & _INTERCEPT_HCALL != 0 and self.xen_enabled)
-
-    @property
-    def has_local_apic(self) -> bool:
-        """The local APICs are in the kernel."""
-        return self.irqchip != "none"
 
     @property
     def areas(self) -> list[MemoryArea]:

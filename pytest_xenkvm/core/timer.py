@@ -77,17 +77,16 @@ def advance(vm: VmState, until: int) -> int:
     A time that has passed already changes nothing: the clock never goes back here. It stops at 2^64-1.
     Returns a time (ns) before which no timer fires that is armed now.
     """
-    while vm.deadlines and vm.deadlines[0][0] <= until:
-        deadline, index = vm.deadlines[0]
+    deadlines = vm.deadlines
+    while deadlines and deadlines[0][0] <= until:
+        deadline, index = heappop(deadlines)
         vcpu = vm.vcpus[index]
         if vcpu.timer.deadline == deadline:
             vm.now = min(max(vm.now, deadline), U64_MAX)
             _fire(vm, vcpu)
-        else:
-            heappop(vm.deadlines)
     if until > vm.now:
-        vm.now = min(until, U64_MAX)
-    return vm.deadlines[0][0] if vm.deadlines else U64_MAX
+        vm.now = until if until < U64_MAX else U64_MAX  # noqa: FURB136 - a call takes longer
+    return deadlines[0][0] if deadlines else U64_MAX
 
 
 def set_clock(vm: VmState, now: int) -> None:
@@ -125,13 +124,14 @@ def _collect_deadlines(vm: VmState) -> None:
 
 
 def _fire(vm: VmState, vcpu: VcpuState) -> None:
-    vcpu.timer.deadline = None
-    if vm.shared_info.mapped is None and vcpu.timer.port < vm.layout.max_ports:
-        vcpu.timer.pending = True
+    fired = vcpu.timer
+    fired.deadline = None
+    if vm.shared_info.mapped is None and fired.port < vm.layout.max_ports:
+        fired.pending = True
         vcpu.kicked = True
         return
     _try_deliver(vm, vcpu)
-    vcpu.timer.expires_ns = 0
+    fired.expires_ns = 0
 
 
 def _try_deliver(vm: VmState, vcpu: VcpuState) -> None:

@@ -148,7 +148,8 @@ class Stepper:
                 arg, data, offset, delta, _key, _number = seen
                 if offset is not None:
                     clock = (guest_clock(vcpu) + delta & U64_MAX).to_bytes(_CLOCK_SIZE, "little")
-                    data = data[:offset] + clock + data[offset + _CLOCK_SIZE :]
+                    after = data[offset + _CLOCK_SIZE :]
+                    data = data[:offset] + clock + after if offset else clock + after
                 call.behind = ((arg, data),)
             outcome = make()
             if in_kernel and outcome.rax == rax:
