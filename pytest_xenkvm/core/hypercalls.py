@@ -43,7 +43,8 @@ from pytest_xenkvm.core.state import ANY_PORT, VcpuState, VmState
 
 ReadVirt = Callable[[int, int, int], "bytes | None"]
 """Reads (address, size, needed): `size` bytes at a guest virtual address, of which the kernel looks at the
-first `needed`; None if the guest's page tables or memory don't reach. May raise UnseenMemory."""
+first `needed`, and those behind them may be left out; None if the guest's page tables or memory don't reach.
+May raise UnseenMemory."""
 
 
 class UnseenMemory(Exception):
@@ -101,8 +102,11 @@ _STOP_SINGLESHOT: Final = int(VcpuOp.stop_singleshot_timer)
 _SINGLESHOT_OPS: Final = (int(VcpuOp.set_singleshot_timer), _STOP_SINGLESHOT)
 """Plain numbers: guests make these calls all the time."""
 
-_SINGLESHOT_64: Final = LAYOUT_64.singleshot
-_SINGLESHOT_32: Final = LAYOUT_32.singleshot
+_SINGLESHOT_64: Final = LAYOUT_64.singleshot.size
+_SINGLESHOT_32: Final = LAYOUT_32.singleshot.size
+
+_TIMEOUT_SIZE: Final = U64.size
+_timeout: Final = U64.unpack_from
 
 _SEND: Final = int(EvtchnOp.send)
 
@@ -220,11 +224,11 @@ def _vcpu_op(call: Call) -> Result:
     if sub_op == _STOP_SINGLESHOT:
         timer.stop(vcpu)
         return 0
-    layout = _SINGLESHOT_64 if regs.longmode else _SINGLESHOT_32
-    argument = call.read_virt(args[2], layout.size, U64.size)
+    size = _SINGLESHOT_64 if regs.longmode else _SINGLESHOT_32
+    argument = call.read_virt(args[2], size, _TIMEOUT_SIZE)
     if argument is None:
         return -EFAULT
-    timeout, _flags = layout.unpack(argument)
+    (timeout,) = _timeout(argument)
     timer.start(call.vm, vcpu, timeout)
     return 0
 

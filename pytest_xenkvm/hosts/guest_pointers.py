@@ -33,14 +33,15 @@ class GuestPointers:
     def read(self, address: int, size: int, needed: int) -> bytes | None:
         """`size` bytes at guest virtual `address`, of which the first `needed` matter; None: -EFAULT.
 
-        Raises UnseenMemory if the recording didn't show what matters.
+        Bytes that don't matter are missing where the recording didn't show them. Raises UnseenMemory if it
+        didn't show what matters.
         """
         call = self.call
         for arg, data in call.behind:
             if call.args[arg] == address:
                 if len(data) < needed:
                     raise UnseenMemory
-                return data[:size].ljust(size, b"\0")
+                return data if len(data) <= size else data[:size]
         if call.unseen_memory:
             raise UnseenMemory
         return self.read_mapped(address, size)

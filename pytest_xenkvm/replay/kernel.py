@@ -122,15 +122,20 @@ class _KernelReplay:
                 tells = call.unseen or not as_recorded
                 happened = event if as_recorded else happened
                 wanted = tells or knowledge.wants_again(call)
-            elif (known := known_of(id(event))) is not None and known.quick is not None and not window:
+            elif (
+                (known := known_of(id(event))) is not None
+                and (quick := known.quick) is not None
+                and not window
+            ):
                 if begun >= due:
                     due = clock(begun)
                 if known.inferred:
                     inferred += 1
-                happened = known.quick()
-                if happened is None:
+                ret = quick.do()
+                if ret == quick.expected:
                     known.recent.append((index, current))
                     continue
+                happened = quick.happened(ret)
                 kept, recent, found, tells, wanted = known.kept, known.recent, [], True, True
             else:
                 clock(begun)

@@ -8,7 +8,8 @@ from typing import Final
 from attrs import Factory, define, field
 
 from pytest_xenkvm.replay.observation import Audience, Repeats
-from pytest_xenkvm.replay.stepper import Again, CallAgain, Quick, Stepper
+from pytest_xenkvm.replay.quick import Quick
+from pytest_xenkvm.replay.stepper import Again, CallAgain, Stepper
 from pytest_xenkvm.trace.events import (
     Event,
     Hypercall,
@@ -45,10 +46,9 @@ class Known:
     adds_up: bool
     """It was recorded that times add up, which must be looked at each time."""
     inferred: bool
+    event: Event
     quick: Quick | None
     """Does it again, if that is all there is to do when it comes out as recorded."""
-    event: Event
-    """Held so that nothing else takes its identity."""
 
 
 @define(eq=False)

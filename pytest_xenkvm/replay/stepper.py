@@ -13,9 +13,11 @@ from typing import Any, Final, cast
 
 from attrs import Factory, define, evolve
 
+from pytest_xenkvm.abi.layout import U64
 from pytest_xenkvm.abi.numbers import U64_MAX
 from pytest_xenkvm.core.machine import XenExit
 from pytest_xenkvm.hosts.protocol import CallOutcome, GuestCall, HostVm, PreparingVm
+from pytest_xenkvm.replay.quick import Quick, quick
 from pytest_xenkvm.trace.events import (
     Behind,
     Event,
@@ -43,17 +45,13 @@ Answer = Callable[[Hypercall, XenExit], int]
 Again = Callable[["int | None"], "Event | None"]
 """Does an event again, at the time given (ns): the event itself if it came out as recorded."""
 
-Quick = Callable[[], "Event | None"]
-"""Does an event again: what happened, None if it came out as recorded."""
-
 CallAgain = Callable[["int | None", Told], "Event | None"]
 """Does a hypercall again that had returned at the time given (ns), as it is told: if it came out as recorded,
 the event that stands for all of its kind."""
 
-_CLOCK_SIZE = 8
+_CLOCK_SIZE: Final = U64.size
+_clock_bytes: Final = U64.pack
 _SixArgs = tuple[int, int, int, int, int, int]
-_SELF_CONTAINED = frozenset({"KVM_XEN_HVM_EVTCHN_SEND", "KVM_IRQ_LINE"})
-"""Ioctls that only take numbers, the same ones on any host, and have nothing to do with time."""
 
 
 @define
@@ -83,9 +81,9 @@ class Stepper:
 
     def again(self, event: Event, vcpus: int) -> Again:
         """What does an event other than a hypercall, as often as it comes, on a VM of that many vCPUs."""
-        quick = self.quick(event)
-        if quick is not None:
-            return lambda _ts: quick() or event
+        simple = self.quick(event)
+        if simple is not None:
+            return simple.again
         if isinstance(event, Wait):
             return lambda ts: self.wait(event, vcpus, ts)
         step: Callable[[Any], Event | None] = _STEPS[type(event)].__get__(self)
@@ -93,31 +91,7 @@ class Stepper:
 
     def quick(self, event: Event) -> Quick | None:
         """The same for events that neither look at the VM's clock nor set a timer; None for all others."""
-        if isinstance(event, Ioctl) and event.name in _SELF_CONTAINED and event.vcpu is None:
-            return self._quick_ioctl(event)
-        if isinstance(event, Mem) and event.op == "write" and not event.now_plus_at:
-            if self.prepared is not None:
-                return self.prepared.prepared_store(event.gpa, event.data)
-            return partial(self._store, event)
-        return None
-
-    def _quick_ioctl(self, event: Ioctl) -> Quick:
-        request, argument = pack(event, self.names)
-        make: Callable[[], int]
-        if self.prepared is None:
-            make = partial(self.vm.ioctl, request, argument)
-        else:
-            make = self.prepared.prepared_ioctl(request, argument)
-        expected = event.ret if event.out is None else None
-
-        def quick() -> Ioctl | None:
-            ret = make()
-            return None if ret == expected else evolve(event, ret=ret, out=None)
-
-        return quick
-
-    def _store(self, event: Mem) -> None:
-        self.vm.write_memory(event.gpa, event.data)
+        return quick(event, self.vm, self.prepared, self.names)
 
     def clock(self) -> Callable[[int], int]:
         """What lets the VM's clock reach a time (ns) and tells until when `quick` events need no other."""
@@ -147,7 +121,7 @@ class Stepper:
             else:
                 arg, data, offset, delta, _key, _number = seen
                 if offset is not None:
-                    clock = (guest_clock(vcpu) + delta & U64_MAX).to_bytes(_CLOCK_SIZE, "little")
+                    clock = _clock_bytes(guest_clock(vcpu) + delta & U64_MAX)
                     after = data[offset + _CLOCK_SIZE :]
                     data = data[:offset] + clock + after if offset else clock + after
                 call.behind = ((arg, data),)
@@ -272,7 +246,7 @@ class Stepper:
         """The bytes, with clocks where they hold some."""
         data = item.data
         for offset, delta in item.now_plus_at:
-            clock = self.names.now_plus(delta, vcpu).to_bytes(_CLOCK_SIZE, "little")
+            clock = _clock_bytes(self.names.now_plus(delta, vcpu))
             data = data[:offset] + clock + data[offset + _CLOCK_SIZE :]
         return data
 
