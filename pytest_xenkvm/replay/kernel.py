@@ -85,7 +85,7 @@ class _KernelReplay:
     def observations(  # noqa: C901, PLR0912, PLR0915 - calls for parts take as long as the parts do
         self, events: Iterable[TimedEvent]
     ) -> Iterator[Observation]:
-        knowledge, index = self.knowledge, -1
+        knowledge, irqs_seen, index = self.knowledge, self.irqs_seen, -1
         known_of, call_of = knowledge.events.get, knowledge.calls.get
         clock, take_interrupt = self.stepper.clock(), self.stepper.vm.take_interrupt
         begun = now = 0  # when the event before was complete, when this one was (ns since the first event)
@@ -108,15 +108,17 @@ class _KernelReplay:
                 call = call_of(id(event)) or knowledge.learn_call(event)
                 happened = call.again(ts, told)
                 hypercalls += 1
-                window, found = call.window, []
-                if happened is event and call.repeats.valid and type(following[1]) is not Irq:
+                repeats = call.repeats
+                if happened is event and repeats.valid and type(following[1]) is not Irq:
                     window = ()
                     vector = take_interrupt(call.vcpu)
-                    if vector is None or not self.irqs_seen:
-                        call.repeats.times += 1
+                    if vector is None or not irqs_seen:
+                        repeats.times += 1
                         call.recent.append((index, current))
                         continue
                     found = [_missed(call.vcpu, vector)]
+                else:
+                    window, found = call.window, []
                 recent, as_recorded = call.recent, happened is event
                 event = kept = as_told(event, told)
                 tells = call.unseen or not as_recorded

@@ -88,7 +88,7 @@ class RowEvents:
     def __init__(self, header: Header) -> None:
         self.ts = 0
         """Time of the last event that had one (ns)."""
-        self.counts = dict.fromkeys(range(len(KINDS)), 0)
+        self.counts = [0] * len(KINDS)
         """Events read so far, by code."""
         self._header = header
         self._vcpus = plain_vcpus(header)
@@ -114,7 +114,7 @@ class RowEvents:
 
         What is neither an event nor a shape ends the reading and is returned instead. Raises `Unfit`.
         """
-        counts, known, call = self.counts, self.known, self.call
+        ts, counts, known, call = self.ts, self.counts, self.known, self.call
         append = events.append
         for row in rows:
             event: Event | None
@@ -124,11 +124,12 @@ class RowEvents:
                 if code == HYPERCALL:
                     event, told = call(row)
                 else:
-                    event, told = known[code].get(row[_REST]), None
-            except (TypeError, LookupError):  # it is a shape, or the end, or damaged
+                    event, told = known[code][row[_REST]], None
+            except (TypeError, LookupError):  # it is new, a shape, the end, or damaged
                 event, told = None, None
             if event is None:
                 if type(row) is not tuple or not row:
+                    self.ts = ts
                     return row
                 if row[CODE] == SHAPE:
                     self.define(row)
@@ -136,13 +137,14 @@ class RowEvents:
                 event = self.event(row)
                 code, step = row[CODE], row[TS]
             if type(step) is int and step >= 0:
-                self.ts = ts = self.ts + step & U64_MAX
+                ts = ts + step & U64_MAX
                 append((ts, event, told))
             else:
                 if step is not None:
                     U64.decode(step)
                 append((None, event, told))
             counts[code] += 1
+        self.ts = ts
         return MORE
 
     def define(self, row: Any) -> None:

@@ -124,7 +124,7 @@ class XktTrace:
         with reading(self.path) as file, self._complaints(counts):
             for content in self._contents(file, counts):
                 unpacking = unpacker(content)
-                if next(unpacking, None) != (sum(counts.values()), decoder.ts):
+                if next(unpacking, None) != (sum(counts), decoder.ts):
                     raise Unfit("is damaged: a block doesn't go on where the one before ended")
                 decoder.next_block()
                 for row in unpacking:
@@ -141,7 +141,7 @@ class XktTrace:
                     raise Unfit(f"is damaged: a row is {shown(stop)}")
                 check_tail(unpacking, content)
 
-    def _contents(self, file: BinaryIO, counts: dict[int, int]) -> Iterator[bytes]:
+    def _contents(self, file: BinaryIO, counts: list[int]) -> Iterator[bytes]:
         """Read the event blocks' contents; check at the end that the totals are those that were read."""
         blocks.read_prefix(file)
         if self._read_header_block(file) != self._header_content:
@@ -152,9 +152,7 @@ class XktTrace:
                 if not self.complete:
                     return
                 blocks.read_end(file)
-                if _read_totals(block.content) != _Totals(
-                    sum(counts.values()), blocks_read, tuple(counts.values())
-                ):
+                if _read_totals(block.content) != _Totals(sum(counts), blocks_read, tuple(counts)):
                     raise Unfit("is damaged: its events are not as many as its closing block says")
                 return
             if block.tag != blocks.EVENTS:
@@ -172,7 +170,7 @@ class XktTrace:
         return block.content
 
     @contextmanager
-    def _complaints(self, counts: dict[int, int] | None = None) -> Iterator[None]:
+    def _complaints(self, counts: list[int] | None = None) -> Iterator[None]:
         """Turn what is found wrong into `Malformed`, at the event after those that were counted."""
         try:
             yield
@@ -184,7 +182,7 @@ class XktTrace:
             what = f"is damaged: its msgpack can't be decoded ({error or type(error).__name__})"
         else:
             return
-        raise Malformed(what, str(self.path), event=None if counts is None else sum(counts.values()))
+        raise Malformed(what, str(self.path), event=None if counts is None else sum(counts))
 
 
 class XktWriter:
