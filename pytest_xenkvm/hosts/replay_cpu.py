@@ -65,23 +65,19 @@ class ReplayCpu:
         for gpa, buffer in buffers:
             self.share(gpa, buffer)
         registers = self._engine.unicorn.registers
-        self._all = registers(
-            *(api.RIP, api.RSP, api.RAX, api.RBX, api.RCX, api.RDX, api.RSI, api.RDI, api.RBP),
-            *(api.R8, api.R9, api.R10),
-        )
         self._arguments = {
             True: registers(api.RDI, api.RSI, api.RDX, api.R10, api.R8, api.R9),
             False: registers(api.RBX, api.RCX, api.RDX, api.RSI, api.RDI, api.RBP),
         }
         self._call = {
-            True: registers(api.RAX, api.RDI, api.RSI, api.RDX, api.R10, api.R8, api.R9),
-            False: registers(api.RAX, api.RBX, api.RCX, api.RDX, api.RSI, api.RDI, api.RBP),
+            True: registers(api.RIP, api.RAX, api.RDI, api.RSI, api.RDX, api.R10, api.R8, api.R9),
+            False: registers(api.RIP, api.RAX, api.RBX, api.RCX, api.RDX, api.RSI, api.RDI, api.RBP),
         }
         self._msr = registers(api.RCX, api.RDX)
         self._msr_write = registers(api.RCX, api.RAX, api.RDX)
         self._rax = registers(api.RAX)
         self._rip = registers(api.RIP)
-        self._stack = registers(api.RSP)
+        self._stack = registers(api.RSP, api.RIP)
         self._controls: dict[tuple[Mode, int], ControlBlock] = {}
         self._parked: dict[int, Parked] = {}
         self._current = Parked(0)
@@ -110,8 +106,11 @@ class ReplayCpu:
 
     def call(
         self, parked: Parked, nr: int, args: tuple[int, int, int, int, int, int], stub: int | None
-    ) -> HypercallRegisters:
-        """Make a hypercall with these registers, by calling `stub` if given: what the CPU stops with."""
+    ) -> tuple[HypercallRegisters, int]:
+        """Make a hypercall with these registers, by calling `stub` if given.
+
+        What the CPU stops with, and its linear RIP then.
+        """
         long = parked.mode is Mode.LONG
         others = (self._arguments[long], args)
         if stub is None:
@@ -122,18 +121,18 @@ class ReplayCpu:
             raise HostError(f"the replay guest made no hypercall but stopped with {stop} at {self.rip:#x}")
         if stub is not None:
             self._fix_instruction()
-        rax, a0, a1, a2, a3, a4, a5 = self._call[long].read()
-        return HypercallRegisters(rax, (a0, a1, a2, a3, a4, a5), long, parked.cpl)
+        rip, rax, a0, a1, a2, a3, a4, a5 = self._call[long].read()
+        return HypercallRegisters(rax, (a0, a1, a2, a3, a4, a5), long, parked.cpl), rip
 
-    def answer(self, result: int) -> int:
-        """The hypercall is done: RAX is `result`, RIP moves on. What the guest has in RAX, as `go_on`."""
+    def answer(self, result: int, rip: int) -> int:
+        """The hypercall at `rip` is done: RAX is `result`, RIP moves on. The guest's RAX, as `go_on`."""
         self._rax.write([result])
-        return self.go_on(_TRAP_SIZE)
+        return self.go_on(rip + _TRAP_SIZE)
 
-    def go_on(self, skip: int = 0) -> int:
-        """Let the guest run, `skip` bytes on, until it is parked: its RAX (EAX in 32-bit mode) then."""
+    def go_on(self, rip: int) -> int:
+        """Let the guest run from `rip` until it is parked: its RAX (EAX in 32-bit mode) then."""
         self._waiting = None
-        self._run_to_park(self._engine.resume(self.rip + skip, count=_LIMIT))
+        self._run_to_park(self._engine.resume(rip, count=_LIMIT))
         return self._rax.read()[0] & (U64_MAX if self._current.mode is Mode.LONG else U32_MAX)
 
     def wait(self, vcpu: int) -> None:
@@ -213,12 +212,14 @@ class ReplayCpu:
         stop = self._engine.enter(self._control(parked), start, count=count)
         word = 4 if parked.mode is Mode.PROTECTED else 8
         if error is not None:
-            self._stack.write([self._image.push(self._stack.read()[0], error, word)])
-            stop = self._engine.resume(self.rip, count=_LIMIT)
+            rsp, rip = self._stack.read()
+            self._stack.write([self._image.push(rsp, error, word), rip])
+            stop = self._engine.resume(rip, count=_LIMIT)
         if stop != Stop.HLT:
             raise HostError(f"the replay guest took vector {vector} and stopped with {stop} at {self.rip:#x}")
-        taken = self._image.read_stack(self._stack.read()[0], word)
-        self._run_to_park(self._engine.resume(self.rip + _HLT_SIZE, count=_LIMIT))
+        rsp, rip = self._stack.read()
+        taken = self._image.read_stack(rsp, word)
+        self._run_to_park(self._engine.resume(rip + _HLT_SIZE, count=_LIMIT))
         return taken
 
     def _run_to_park(self, stop: int) -> None:

@@ -88,16 +88,16 @@ class UnicornVm(EmulatedVm):
         self.machine.enter(state)
         mode = Mode.of(longmode=call.longmode, compat=call.compat)
         stub = self._page_stub(call) if call.via_page else None
-        registers = self.cpu.call(Parked(vcpu, mode, call.cpl), call.nr, call.args, stub)
+        registers, rip = self.cpu.call(Parked(vcpu, mode, call.cpl), call.nr, call.args, stub)
         pointers = GuestPointers(self.machine.state.memory, call, self.cpu.translate)
         try:
             outcome = self.machine.hypercall(
-                state, registers, pointers.read, linear_rip=self.cpu.rip, block_until=call.over_by
+                state, registers, pointers.read, linear_rip=rip, block_until=call.over_by
             )
         except UnseenMemory:
             return CallOutcome()
         if isinstance(outcome, int):
-            return CallOutcome(rax=self.cpu.answer(outcome))
+            return CallOutcome(rax=self.cpu.answer(outcome, rip))
         self.cpu.wait(vcpu)
         self._forwarded[vcpu] = CallMemory(pointers)
         return CallOutcome(exit=outcome)
@@ -115,8 +115,9 @@ class UnicornVm(EmulatedVm):
         self._forwarded.pop(vcpu)
         if moved:
             self.cpu.move()
-        completes = self.machine.complete_hypercall(self.machine.state.vcpus[vcpu], linear_rip=self.cpu.rip)
-        return self.cpu.answer(result & U64_MAX) if completes else self.cpu.go_on()
+        rip = self.cpu.rip
+        completes = self.machine.complete_hypercall(self.machine.state.vcpus[vcpu], linear_rip=rip)
+        return self.cpu.answer(result & U64_MAX, rip) if completes else self.cpu.go_on(rip)
 
     @_in_host_words
     def wrmsr(self, vcpu: int, msr: int, value: int, *, longmode: bool, compat: bool = False) -> MsrOutcome:
