@@ -9,10 +9,8 @@ from ctypes import c_int, c_uint32, c_uint64, c_void_p
 from mmap import mmap
 from typing import Final
 
-from unicorn import unicorn_const, x86_const
-
 from pytest_xenkvm.cpu import pool
-from pytest_xenkvm.cpu.unicorn_library import LIBRARY, UnicornError, check, describe
+from pytest_xenkvm.cpu.unicorn_library import LIBRARY, UnicornError, check, describe, unicorn_const, x86_const
 
 __all__ = ["Context", "Registers", "Unicorn", "UnicornError", "describe"]
 

@@ -1,4 +1,4 @@
-"""Unicorn's C functions, typed, and an engine as they open it; only this and `unicorn_api` import unicorn.
+"""Unicorn's C functions, typed, and an engine as they open it; the only module that imports unicorn.
 
 The Python binding's own work for each call is ten times that of the library, so calls go to the C functions.
 They keep the GIL: guest runs are short and bounded by their instruction count.
@@ -12,8 +12,15 @@ from ctypes import c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from mmap import mmap
 from typing import Any, Final
 
-from unicorn import unicorn_const, x86_const
-from unicorn.unicorn_py3.unicorn import uclib
+from pytest_xenkvm.cpu.errors import NoUnicorn
+
+try:
+    from unicorn import unicorn_const, x86_const
+    from unicorn.unicorn_py3.unicorn import uclib
+except (ImportError, OSError) as error:
+    raise NoUnicorn(error) from error
+
+__all__ = ["LIBRARY", "OpenEngine", "UnicornError", "check", "describe", "unicorn_const", "x86_const"]
 
 _TRANSLATION_BUFFER: Final = 4 << 20
 """Bytes of translated code; Unicorn's default reserves 1 GiB of address space an engine."""
