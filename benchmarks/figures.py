@@ -30,6 +30,17 @@ class Memory:
 
 
 @frozen(kw_only=True)
+class SmallVm:
+    """A VM of 4 MiB created, one hypercall made, and the VM dropped: the fastest of many, in seconds."""
+
+    model: float
+    alone: float
+    """On Unicorn, on an engine of its own."""
+    pooled: float
+    """On Unicorn, on an engine that VMs before it had."""
+
+
+@frozen(kw_only=True)
 class StartUp:
     """`pytest --collect-only` in an empty directory: the fastest of several, in seconds."""
 
@@ -80,6 +91,7 @@ class Figures:
 
     speeds: list[Speed] = field(factory=list)
     memories: list[Memory] = field(factory=list)
+    small_vm: SmallVm | None = None
     start_up: StartUp | None = None
     page: PageFigures | None = None
     collection: Collection | None = None
@@ -100,6 +112,14 @@ class Figures:
             yield f"{'peak memory':<18}{'events':>10}  {'workload':<9}{'MiB':>9}"
             for memory in self.memories:
                 yield f"{'':<18}{memory.events:>10,}  {memory.workload:<9}{memory.peak_kib / _MIB:>9.1f}"
+        if self.small_vm is not None:
+            vm = self.small_vm
+            yield ""
+            yield (
+                f"VM of 4 MiB and one hypercall: model {vm.model * 1e6:.0f} us, "
+                f"unicorn {vm.alone * 1e6:.0f} us, on an engine used before {vm.pooled * 1e6:.0f} us "
+                f"({vm.pooled / vm.alone:.2f})"
+            )
         if self.start_up is not None:
             bare, loaded = self.start_up.without_plugin, self.start_up.with_plugin
             yield ""

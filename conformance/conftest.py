@@ -30,22 +30,33 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     item.extra_keyword_matches.update(_rules(item))
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Say once, before pytest-xdist starts workers for probes, that there is no such host here."""
+    if session.config.pluginmanager.has_plugin("dsession"):
+        _check_host(session)
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Say once, not for each probe, that there is no such host here.
 
-    Not in a worker of pytest-xdist, which would break off with a traceback: there each probe says it.
+    Not in a worker of pytest-xdist, which would break off with a traceback: there each probe says it if this
+    file was found too late, because no argument named the suite.
     """
+    probes = any("new_vm" in getattr(item, "fixturenames", ()) for item in session.items)
+    if probes and not session.config.option.collectonly and not hasattr(session.config, "workerinput"):
+        _check_host(session)
+
+
+def _check_host(session: pytest.Session) -> None:
+    """Raise UsageError if there is no such host here."""
     from pytest_xenkvm.hosts.protocol import HostError  # noqa: PLC0415 - a conftest must be cheap
     from pytest_xenkvm.plugin.session import host_choice  # noqa: PLC0415
     from pytest_xenkvm.trace.events import Header  # noqa: PLC0415
 
-    config = session.config
-    probes = any("new_vm" in getattr(item, "fixturenames", ()) for item in session.items)
-    if probes and not config.option.collectonly and not hasattr(config, "workerinput"):
-        try:
-            host_choice(config, session.ihook).host_for(Header())
-        except HostError as error:
-            raise pytest.UsageError(str(error)) from error
+    try:
+        host_choice(session.config, session.ihook).host_for(Header())
+    except HostError as error:
+        raise pytest.UsageError(str(error)) from error
 
 
 def _rules(item: pytest.Item) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from attrs import evolve
 from pytest_xenkvm.abi.numbers import KVM_MAX_VCPUS_ALLOWED, PAGE_SIZE
 from pytest_xenkvm.cli.errors import UserError
 from pytest_xenkvm.cli.output import check_output, watched
-from pytest_xenkvm.core.profile import profile_for_release
+from pytest_xenkvm.core.profile import is_release, profile_for_release
 from pytest_xenkvm.trace.decode_values import text
 from pytest_xenkvm.trace.events import IRQCHIPS, VENDORS
 from pytest_xenkvm.trace.files import write_trace
@@ -68,6 +68,17 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
     return size
 
 
+def _release(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """A kernel's release."""
+    del ctx, param
+    if value is not None and not is_release(value):
+        message = (
+            f"{value!r} is no kernel's release: expected what `uname -r` says on that host, like 6.12.117"
+        )
+        raise click.BadParameter(message)
+    return value
+
+
 def _print_script(ctx: click.Context, param: click.Parameter, value: bool) -> None:  # noqa: FBT001 (click's)
     """Print where the script for bpftrace is, and do nothing else."""
     del param
@@ -91,7 +102,12 @@ def _print_script(ctx: click.Context, param: click.Parameter, value: bool) -> No
     metavar="SOURCE",
     help="What wrote the recording. Default: found out from its content.",
 )
-@click.option("--kernel", metavar="RELEASE", help="The recorded host's kernel, as its `uname -r` says.")
+@click.option(
+    "--kernel",
+    metavar="RELEASE",
+    callback=_release,
+    help="The recorded host's kernel, as its `uname -r` says.",
+)
 @click.option(
     "--max-vcpus",
     type=click.IntRange(1, KVM_MAX_VCPUS_ALLOWED[-1]),

@@ -168,7 +168,7 @@ def _variables(_ctx: click.Context, _param: click.Parameter, values: tuple[str, 
     "--timeout",
     type=click.FloatRange(0, min_open=True),
     metavar="S",
-    help="End the guest after S seconds; default: never.",
+    help="End COMMAND, and the guest, after S seconds; default: never.",
 )
 @click.option(
     "--copy",
@@ -245,7 +245,9 @@ def _kernel(name: str, modules: Path | None, folder: Path) -> Kernel:
     if name not in SOURCES:
         image = Path(name)
         if not image.is_file():
-            raise UserError(f"--kernel {name}: found no such file, expected one, or {', '.join(SOURCES)}")
+            problem = "is a folder" if image.is_dir() else "found no such file"
+            expected = f"expected a vmlinux or vmlinuz, or {', '.join(SOURCES)}"
+            raise UserError(f"--kernel {name}: {problem}, {expected}")
         try:
             return kernel_of_files(image, modules, folder)
         except LabError as error:

@@ -12,13 +12,13 @@ import click
 from attrs import define
 
 from pytest_xenkvm.cli.errors import UserError
+from pytest_xenkvm.cli.recorded import recorded_lines
 from pytest_xenkvm.record.control import Ending, Signals, signals_noted, start
 from pytest_xenkvm.record.errors import RecordError
 from pytest_xenkvm.record.host import host_facts
 from pytest_xenkvm.record.leftovers import find_leftovers, remove_leftovers
 from pytest_xenkvm.record.session import Recorder, Setup, recording
 from pytest_xenkvm.record.tracefs import Tracefs, find_tracefs
-from pytest_xenkvm.trace.decode_values import text
 from pytest_xenkvm.trace.errors import TraceError
 
 _NOTHING_EXIT: Final = 1
@@ -203,11 +203,8 @@ def _run(recorder: Recorder, ending: Ending, command: tuple[str, ...], *, quiet:
 def _status(recorder: Recorder, ending: Ending, *, quiet: bool) -> int:
     """Say what was recorded; wait for the command and return its exit code."""
     sorter = recorder.sorter
-    for vm in sorter.all:
-        scope = "full" if vm.full else f"hypercalls ({vm.why_not_full})"
-        if not quiet or not vm.full:
-            what = f"{_counted(vm.written, 'event')}, {_counted(vm.hypercalls, 'hypercall')}, scope {scope}"
-            click.echo(f"{text(str(vm.path), 1000)}: {what}", err=True)
+    for line in recorded_lines(sorter.all, quiet=quiet):
+        click.echo(line, err=True)
     if sorter.lost:
         missed = ", ".join(f"{name} {count:,} times" for name, count in recorder.missed.items())
         advice = f"probes passed unnoticed: {missed}" if missed else "a larger --buffer-size helps"
@@ -218,10 +215,6 @@ def _status(recorder: Recorder, ending: Ending, *, quiet: bool) -> int:
         status = ending.child.wait()
         return _SIGNAL_BASE - status if status < 0 else status
     return 0 if sorter.all else _NOTHING_EXIT
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 @define

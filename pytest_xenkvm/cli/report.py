@@ -30,7 +30,8 @@ Examples:
   xenkvm report results.json -o results.html            to look at
   xenkvm report results.json --against main.json        what broke, what got fixed
 
-Exit codes: 0 all well, 1 with --against something broke, 2 unusable input (the reason is on stderr).
+Exit codes: 0 done, whatever the reports say, 1 with --against something broke, 2 unusable input (the reason
+is on stderr).
 """
 
 

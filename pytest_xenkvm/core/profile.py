@@ -101,6 +101,13 @@ PROFILES: Final[Mapping[str, Profile]] = MappingProxyType(
 )
 """The bundled profiles by name, oldest first."""
 
+_VERSION: Final = re.compile(r"(\d+)\.(\d+)")
+
+
+def is_release(release: str) -> bool:
+    """Whether that may be a kernel's release, as `uname -r` says it: it begins with a version, as 6.12."""
+    return _VERSION.match(release) is not None
+
 
 def profile_for_release(release: str | None) -> Profile:
     """The profile for a kernel release such as "7.2.13+deb14-cloud-amd64".
@@ -108,7 +115,7 @@ def profile_for_release(release: str | None) -> Profile:
     The newest profile that is not newer than the release; releases older than all profiles get the oldest
     one, unknown ones (None or no version in it) the newest: Linux 7.3's is the ABI that rules demand.
     """
-    match = re.match(r"(\d+)\.(\d+)", release or "")
+    match = _VERSION.match(release or "")
     if match is None:
         return LINUX_7_3
     version = (int(match[1]), int(match[2]))

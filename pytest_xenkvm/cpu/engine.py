@@ -15,7 +15,7 @@ to the engine and to whoever drives it; a guest's memory lies below.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from mmap import mmap
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from typing import Final, NamedTuple
 
 from attrs import frozen
@@ -39,8 +39,6 @@ _IOPM: Final = 0x8000
 _CONTROL_SIZE: Final = 0x10000
 
 _VMLOAD_VMRUN: Final = b"\x0f\x01\xda\x0f\x01\xd8"
-_MSR_EFER: Final = 0xC000_0080
-_MSR_VM_HSAVE_PA: Final = 0xC001_0117
 _CR4_PAE: Final = 1 << 5
 _EVENTS: Final = 0x100
 """Unicorn shows an SVM exit code with this added."""
@@ -99,14 +97,15 @@ class Engine:
 
     def __init__(self) -> None:
         self.unicorn = api.Unicorn()
-        self._control = mmap(-1, _CONTROL_SIZE)
+        # Private: a process that is forked while the engine is in use has its own.
+        self._control = mmap(-1, _CONTROL_SIZE, flags=MAP_PRIVATE | MAP_ANONYMOUS)
         self._control[_STUB : _STUB + len(_VMLOAD_VMRUN)] = _VMLOAD_VMRUN
         self._control[_MSRPM : _MSRPM + _MSRPM_SIZE] = b"\xff" * _MSRPM_SIZE
         self.unicorn.map(_CONTROL_BASE, self._control)
         cr4 = self.unicorn.registers(api.CR4)
         cr4.write([cr4.read()[0] | _CR4_PAE])
-        self.unicorn.write_msr(_MSR_EFER, self.unicorn.read_msr(_MSR_EFER) | vmcb.EFER_SVME)
-        self.unicorn.write_msr(_MSR_VM_HSAVE_PA, _CONTROL_BASE + _HOST_SAVE)
+        self.unicorn.write_msr(api.MSR_EFER, self.unicorn.read_msr(api.MSR_EFER) | vmcb.EFER_SVME)
+        self.unicorn.write_msr(api.MSR_VM_HSAVE_PA, _CONTROL_BASE + _HOST_SAVE)
         self._host = self.unicorn.save()
         self._host_rax = self.unicorn.registers(api.RAX)
         self._stack = self.unicorn.registers(api.RAX, api.RSP)
@@ -150,4 +149,5 @@ class Engine:
             return Stop.LIMIT
         if error == api.ERR_INSN_INVALID:
             return Stop.INVALID_OPCODE
+        self.unicorn.use_up()
         raise EngineError(f"the guest can't go on at {self._rip.read()[0]:#x}: {api.describe(error)}")

@@ -86,6 +86,7 @@ class Vcpu:
     def __attrs_post_init__(self) -> None:
         """Set up what reads the CPU."""
         unicorn = self.engine.unicorn
+        unicorn.use_up()  # the guest may set breakpoints: debug registers are its own
         self._context = unicorn.save()
         self._general = unicorn.registers(*api.GENERAL)
         self._place = unicorn.registers(api.RIP, api.RFLAGS)

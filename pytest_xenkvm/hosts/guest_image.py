@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
-from functools import cache
-from mmap import mmap
+from functools import cache, lru_cache
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from typing import Final
 
 from attrs import frozen
@@ -97,7 +97,8 @@ class GuestImage:
         The window is the first 2 MiB from `highest` down where no slot lies; `physical` None: there.
         """
         window = _free_window(slots, highest)
-        image = cls(mmap(-1, IMAGE_SIZE), window if physical is None else physical, window)
+        memory = mmap(-1, IMAGE_SIZE, flags=MAP_PRIVATE | MAP_ANONYMOUS)  # a forked process has its own
+        image = cls(memory, window if physical is None else physical, window)
         for offset, data in (*_tables(image.physical, window), *code):
             image.memory[offset : offset + len(data)] = data
         return image
@@ -191,6 +192,7 @@ def _free_window(slots: Sequence[Slot], highest: int) -> int:
     return highest
 
 
+@lru_cache(maxsize=16)  # VMs with the same memory have the same
 def _tables(physical: int, window: int) -> list[tuple[int, bytes]]:
     kernel_stack = window + _KERNEL_STACK
     kernel_64, kernel_32 = _segment("code_64", 0).selector, _segment("code_32", 0).selector

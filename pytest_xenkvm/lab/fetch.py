@@ -25,6 +25,7 @@ def fetch(name: str, cache: KernelCache, say: Say, *, is_shown: bool = False) ->
     source = SOURCES.get(name)
     if source is None:
         raise LabError(f"{name}: no kernel of the lab; known are {', '.join(SOURCES)}")
+    cache.make()  # before anything is fetched for nothing
     with tempfile.TemporaryDirectory(prefix="xenkvm-lab-") as temporary:
         archive = Archive(Path(temporary), is_shown)
         newest = _newest(name, source, archive, say)

@@ -51,6 +51,8 @@ class Job:
     """Variables, beside those that it gets anyway."""
     wants_files: bool = False
     """Whether files that it makes or changes in `folder` shall come back."""
+    deadline: float | None = None
+    """When the guest ends it (seconds of the epoch); None: never. The guest's clock may be 1 s late."""
 
 
 def guest_files(job: Job, kernel: Kernel) -> GuestFiles:
@@ -101,6 +103,7 @@ def _add_init(files: GuestFiles, job: Job, environment: Environment, searched: S
         "folder": str(job.folder),
         "environment": _variables(job, searched),
         "wants_files": job.wants_files,
+        "deadline": job.deadline,
     }
     files.put(guest_init.CONFIG, json.dumps(config).encode())
 

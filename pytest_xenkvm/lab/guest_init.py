@@ -1,9 +1,9 @@
 """The first process of a lab's guest: it is put there as `/init`, and needs nothing but the standard library.
 
 It mounts what a Linux system has, loads the modules of KVM, runs the command and reports through three
-virtio-serial ports: stdout, stderr, and `result`, which gets one line of JSON, `{"status": N}` or
-`{"error": SENTENCE}`, and after a status a tar of the files that the command made or changed in its working
-folder, if they are wanted.
+virtio-serial ports: stdout, stderr, and `result`, which gets one line of JSON, `{"error": SENTENCE}` or
+`{"status": N, "late": BOOL}` (late: the command had to be ended), and after a status a tar of the files that
+the command made or changed in its working folder, if they are wanted.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ import stat
 import struct
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 CONFIG: Final = "/xenkvm-lab.json"
-"""Holds an object: `command` (list of text), `folder`, `environment` (object of text), `wants_files`."""
+"""Holds an object: `command` (list of text), `folder`, `environment` (object of text), `wants_files`, and
+`deadline`: when to end the command (seconds of the epoch, or null)."""
 MODULES: Final = "/xenkvm-lab-modules"
 """Folder of kernel modules in the order of their names."""
 PORTS: Final = ("xenkvm.stdout", "xenkvm.stderr", "xenkvm.result")
@@ -54,6 +56,7 @@ _SIGNALLED: Final = 128
 """Exit statuses as shells have them."""
 _LINGER_S: Final = 0.3
 """What the command left running may hold its output open: wait for no more than that."""
+_AT_ONCE_S: Final = 0.001
 _PORTS_S: Final = 10.0
 _NOT_WORTH_KEEPING: Final = ("__pycache__", ".pytest_cache", ".hypothesis")
 
@@ -72,8 +75,8 @@ def main() -> None:
             _report(result, {"error": problem or "the kernel has no /dev/kvm: it lacks KVM's AMD part"})
             return
         started = time.time_ns()
-        status = _run(config, out, err)
-        _report(result, {"status": status})
+        status, late = _run(config, out, err)
+        _report(result, {"status": status, "late": late})
         if config["wants_files"]:
             send_files(result, config["folder"], started)
     finally:
@@ -159,8 +162,11 @@ def _loopback_up(libc: ctypes.CDLL) -> None:
     os.close(any_socket)
 
 
-def _run(config: dict[str, Any], out: int, err: int) -> int:
-    """Run the command, carry its output to the ports, bury orphans; returns its exit status as a shell's."""
+def _run(config: dict[str, Any], out: int, err: int) -> tuple[int, bool]:
+    """Run the command, carry its output to the ports, bury orphans.
+
+    Returns its exit status as a shell's, and whether it was ended because its time was over.
+    """
     wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.signal(signal.SIGCHLD, lambda _signal, _frame: None)
     signal.set_wakeup_fd(wake_write)
@@ -173,6 +179,15 @@ def _run(config: dict[str, Any], out: int, err: int) -> int:
     os.close(err_write)
     ports = {out_read: out, err_read: err}
     status: int | None = None
+    late = False
+
+    def end(_signal: int, _frame: object) -> None:
+        nonlocal late
+        if status is None:
+            late = True
+            _kill(child)
+
+    _call_at(config["deadline"], end)
     while ports:
         ready, _, _ = select.select([*ports, wake_read], [], [], None if status is None else _LINGER_S)
         if status is not None and not set(ready) & set(ports):
@@ -188,7 +203,21 @@ def _run(config: dict[str, Any], out: int, err: int) -> int:
                 del ports[descriptor]
     if status is None:
         status = _shell_status(os.waitpid(child, 0)[1])
-    return status
+    return status, late
+
+
+def _call_at(deadline: float | None, handler: Callable[[int, object], None]) -> None:
+    """Call `handler` then (seconds of the epoch), as a signal's; None: never."""
+    if deadline is not None:
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, max(_AT_ONCE_S, deadline - time.time()))
+
+
+def _kill(child: int) -> None:
+    """End the command, and what it started and didn't leave it."""
+    os.kill(child, signal.SIGKILL)
+    with suppress(ProcessLookupError):  # it leads no group yet
+        os.killpg(child, signal.SIGKILL)
 
 
 def _become(config: dict[str, Any], out: int, err: int) -> None:

@@ -16,6 +16,7 @@ from pytest_xenkvm.lab.errors import LabError
 from pytest_xenkvm.lab.modules import modules_of
 from pytest_xenkvm.lab.vmlinux import vmlinux_of
 
+_CACHE_VARIABLE: Final = "XDG_CACHE_HOME"
 _FACTS: Final = "kernel.json"
 _VMLINUX: Final = "vmlinux"
 _MODULES: Final = "modules"
@@ -75,7 +76,7 @@ class KernelCache:
     @classmethod
     def of_user(cls) -> KernelCache:
         """The user's: below XDG_CACHE_HOME, or ~/.cache."""
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        base = os.environ.get(_CACHE_VARIABLE) or Path.home() / ".cache"
         return cls(Path(base) / "pytest-xenkvm" / "lab")
 
     def facts(self, name: str) -> Facts | None:
@@ -85,8 +86,25 @@ class KernelCache:
             return Facts(**json.loads(path.read_bytes()))
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise self._unusable(error) from error
         except (ValueError, TypeError) as error:
             raise LabError(f"{path}: can't be read ({error}): run `xenkvm lab fetch {name}` again") from error
+
+    def make(self) -> None:
+        """Make the folder, if it isn't there. Raises LabError if that can't be done."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: OSError) -> LabError:
+        given = os.environ.get(_CACHE_VARIABLE)
+        found = f"{_CACHE_VARIABLE} is {given}" if given else f"{_CACHE_VARIABLE} isn't set"
+        return LabError(
+            f"kernels can't be kept in {self.folder} ({error.strerror}): {found}, "
+            "expected a folder that can be written to"
+        )
 
     def size(self, name: str) -> int:
         """Bytes on the disk."""
@@ -109,7 +127,7 @@ class KernelCache:
 
         It appears all at once, and two processes that fetch the same one don't disturb each other.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.make()
         draft = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=self.folder))
         try:
             image = _only(unpacked, "vmlinuz*")

@@ -7,12 +7,13 @@ import os
 import subprocess
 import tarfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final, cast
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from pytest_xenkvm.lab.errors import GuestDied, LabError, TimedOut
 from pytest_xenkvm.lab.guest import Job, check_size, guest_files
@@ -24,6 +25,8 @@ from pytest_xenkvm.lab.qemu import Machine, command_line, find_qemu, start
 from pytest_xenkvm.lab.returned import extract
 
 _CHUNK: Final = 65536
+_RETURN_S: Final = 30.0
+"""How long files may take to come back after a command whose time was over."""
 _MAX_OUTCOME: Final = 4096
 """Bytes of the line that tells how the command ended."""
 
@@ -54,10 +57,13 @@ class Output:
 def run(job: Job, kernel: Kernel, machine: Machine, output: Output, timeout: float | None = None) -> int:
     """Start a guest, run the job's command in it, end the guest; returns the command's exit status.
 
-    `timeout` is in seconds of the host's clock, start included. Raises LabError if it can't be started,
-    TimedOut or GuestDied if the guest didn't say how the command ended; an interruption ends the guest.
+    `timeout` is in seconds of the host's clock, start included; if files are wanted, the guest ends the
+    command itself then, to send what is there. Raises LabError if it can't be started, TimedOut or GuestDied
+    if the command didn't end or the guest didn't say how; an interruption ends the guest.
     """
     find_qemu()
+    if timeout is not None and job.wants_files:
+        job = evolve(job, deadline=time.time() + timeout)
     files = guest_files(job, kernel)
     check_size(files, machine.memory)
     with _in_memory(files) as initramfs, ExitStack() as stack:
@@ -70,7 +76,7 @@ def run(job: Job, kernel: Kernel, machine: Machine, output: Output, timeout: flo
             for descriptor in writing:
                 os.close(descriptor)
         stack.enter_context(process)
-        return _Attendance(process, output).attend(console, ports, timeout)
+        return _Attendance(process, output, timeout).attend(console, ports)
 
 
 @contextmanager
@@ -89,12 +95,13 @@ class _Attendance:
 
     process: subprocess.Popen[bytes]
     output: Output
+    timeout: float | None
     _console: LastWords = field(factory=LastWords, init=False)
     _complaints: LastWords = field(factory=LastWords, init=False)
     _outcome: dict[str, object] = field(factory=dict, init=False)
     _failure: BaseException | None = field(default=None, init=False)
 
-    def attend(self, console: BinaryIO, ports: Sequence[BinaryIO], timeout: float | None) -> int:
+    def attend(self, console: BinaryIO, ports: Sequence[BinaryIO]) -> int:
         out, err, result = ports
         complaints = cast(BinaryIO, self.process.stderr)
         work: list[tuple[Callable[..., None], tuple[object, ...]]] = [
@@ -108,8 +115,9 @@ class _Attendance:
         for thread in threads:
             thread.start()
         is_late = False
+        more = _RETURN_S if self.output.out is not None else 0
         try:
-            self.process.wait(timeout)
+            self.process.wait(None if self.timeout is None else self.timeout + more)
         except subprocess.TimeoutExpired:
             is_late = True
         finally:
@@ -119,8 +127,9 @@ class _Attendance:
                 thread.join()
         if self._failure is not None:
             raise self._failure
-        if is_late:
-            raise TimedOut(f"the command hadn't ended after {timeout:g} s", self._last_lines())
+        if is_late or self._outcome.get("late"):
+            lost = "; its files didn't come back" if is_late and more else ""
+            raise TimedOut(f"the command hadn't ended after {self.timeout:g} s{lost}", self._last_lines())
         return self._status()
 
     def _status(self) -> int:

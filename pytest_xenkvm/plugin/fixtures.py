@@ -61,8 +61,12 @@ def xenkvm_host(request: pytest.FixtureRequest) -> XenHost:
 @pytest.fixture
 def xenkvm_guest(request: pytest.FixtureRequest, xenkvm_vmm: VmmBehaviour | None) -> Guests:
     """VMs that run guest code of yours: `xenkvm_guest(vmm=MyVmm())`, by default with `xenkvm_vmm`."""
-    from pytest_xenkvm.plugin.guest import Guests  # noqa: PLC0415
+    from pytest_xenkvm.cpu.errors import NoUnicorn  # noqa: PLC0415
 
+    try:
+        from pytest_xenkvm.plugin.guest import Guests  # noqa: PLC0415
+    except NoUnicorn as error:
+        pytest.fail(str(error), pytrace=False)
     return Guests(request, xenkvm_vmm)
 
 

@@ -12,15 +12,16 @@ import pytest
 from attrs import define, field, frozen
 
 from pytest_xenkvm.core.machine import XenExit
+from pytest_xenkvm.core.profile import HostLimits
 from pytest_xenkvm.cpu.vcpu import RSP
 from pytest_xenkvm.hosts.assembler import AssemblyError, assemble, is_installed
 from pytest_xenkvm.hosts.elf import ElfError
 from pytest_xenkvm.hosts.guest_image import Mode
 from pytest_xenkvm.hosts.guest_program import Ended, ProgramVm
 from pytest_xenkvm.hosts.protocol import HostError
-from pytest_xenkvm.plugin.own_tests import plain_shape
 from pytest_xenkvm.plugin.replays import check_behaviour
 from pytest_xenkvm.plugin.session import hooked_profiles, settings
+from pytest_xenkvm.plugin.shapes import check_vendor, plain_shape
 from pytest_xenkvm.replay.errors import ReplayError
 from pytest_xenkvm.replay.vmm_side import VmmSide
 from pytest_xenkvm.rules.hosts import EMULATED
@@ -91,13 +92,15 @@ class Guests:
 
         `vmm` is by default the fixture `xenkvm_vmm`; if that is None, nothing is configured and every
         forwarded hypercall is answered with -ENOSYS. `profile` is by default what the options say; "auto"
-        is the newest kernel. Guest code runs on the first of the `vcpus`. Raises ReplayError for another
-        profile, HostError if the memory can't be had or --xenkvm-host isn't the emulated one, and what the
-        behaviour raises.
+        is the newest kernel. Guest code runs on the first of the `vcpus`; the rest is as for `create_vm` of
+        `xenkvm_host`. Raises ValueError for what can be no VM, ReplayError for another profile, HostError if
+        the memory can't be had or --xenkvm-host isn't the emulated one, and what the behaviour raises.
         """
         behaviour = vmm or self.vmm
         check_behaviour(behaviour)
-        shape = plain_shape(vcpus=vcpus, memory=memory, irqchip=irqchip)
+        limit = HostLimits().max_vcpus
+        shape = plain_shape(vcpus=vcpus, memory=memory, irqchip=irqchip, max_vcpus=limit)
+        check_vendor(cpu_vendor)
         config = self.request.config
         if settings(config).host != EMULATED:
             raise HostError(

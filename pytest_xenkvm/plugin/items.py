@@ -10,6 +10,7 @@ from typing import Any, NoReturn, cast
 
 import pytest
 
+from pytest_xenkvm.plugin.overridden import in_place_of_option
 from pytest_xenkvm.plugin.replays import Replays, Told, check_behaviour
 from pytest_xenkvm.plugin.session import (
     given_options,
@@ -60,6 +61,9 @@ class TraceItem(pytest.Function):
         """Add markers and properties."""
         self.trace_id = f"{self.replays.nodeid}{self.parameters}"
         self.user_properties += [("xenkvm_trace", self.trace_id), ("xenkvm_engine", self.replays.played_by)]
+        place = in_place_of_option(self)
+        if place is not None:
+            self.user_properties.append(("xenkvm_vmm_fixture", place))
 
     @property
     def parameters(self) -> str:

@@ -13,13 +13,14 @@ from pytest_xenkvm.hosts.protocol import HostVm, LimitedHost
 from pytest_xenkvm.plugin.items import TraceItem
 from pytest_xenkvm.plugin.observing import Watched, run_observed
 from pytest_xenkvm.plugin.session import hooked_profiles, hooked_rules, host_choice, settings, traces_of
+from pytest_xenkvm.plugin.shapes import check_shape, check_vendor, plain_shape
 from pytest_xenkvm.replay.observation import Divergence, Observation
 from pytest_xenkvm.rules.hosts import KVM
 from pytest_xenkvm.rules.model import Rule, Verdict
 from pytest_xenkvm.rules.registry import all_rules, select_rules
 from pytest_xenkvm.rules.run import ReplayOptions, ReplayResult, TraceSource
 from pytest_xenkvm.trace.errors import TraceError
-from pytest_xenkvm.trace.events import Header, MemorySlot, VcpuShape, VmShape
+from pytest_xenkvm.trace.events import Header, VmShape
 from pytest_xenkvm.trace.files import Trace, open_trace
 from pytest_xenkvm.vmm.behaviour import VmmBehaviour
 from pytest_xenkvm.vmm.handles import Vm
@@ -136,19 +137,18 @@ class XenHost:
     ) -> Vm:
         """A VM of `shape`, or one with `memory` bytes at guest address 0 and KVM vCPU ids from 0.
 
-        `cpu_vendor` is by default the host's. Raises HostError.
+        `vcpus`: 1 to KVM_MAX_VCPUS; `memory`: whole pages, up to 1 TiB; `irqchip`: "none", "split" or "full";
+        `cpu_vendor`: "amd" or "intel", by default the host's. Raises ValueError for anything else, HostError
+        if the host can't do it.
         """
-        shape = shape or plain_shape(vcpus=vcpus, memory=memory, irqchip=irqchip)
-        return Vm.on(self.host.create_vm(shape, cpu_vendor=cpu_vendor or self.cpu_vendor), shape)
-
-
-def plain_shape(*, vcpus: int, memory: int, irqchip: str) -> VmShape:
-    """A VM with `memory` bytes at guest address 0, and vCPUs whose KVM ids count from 0."""
-    return VmShape(
-        irqchip=irqchip,
-        memory=(MemorySlot(gpa=0, size=memory),),
-        vcpus=tuple(VcpuShape(index=index, id=index) for index in range(vcpus)),
-    )
+        __tracebackhide__ = True
+        vendor = self.cpu_vendor if cpu_vendor is None else cpu_vendor
+        check_vendor(vendor)
+        if shape is None:
+            limit = self.host.limits.max_vcpus
+            shape = plain_shape(vcpus=vcpus, memory=memory, irqchip=irqchip, max_vcpus=limit)
+        check_shape(shape)
+        return Vm.on(self.host.create_vm(shape, cpu_vendor=vendor), shape)
 
 
 def trace_for(request: pytest.FixtureRequest) -> Trace:

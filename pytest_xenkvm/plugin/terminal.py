@@ -44,6 +44,11 @@ def write_summary(terminal: pytest.TerminalReporter) -> None:
     vmms = dict.fromkeys(trace["xenkvm_vmm"] for trace in traces.values() if "xenkvm_vmm" in trace)
     if vmms:
         terminal.line(f"VMM{'' if len(vmms) == 1 else 's'} under test: {', '.join(vmms)}")
+    for place in dict.fromkeys(trace.get("xenkvm_vmm_fixture") for trace in traces.values()):
+        if place is not None:
+            option = f"--xenkvm-vmm={terminal.config.option.xenkvm_vmm}"
+            words = f"{option} had no effect where the fixture xenkvm_vmm in {place} counts, which is nearer"
+            terminal.line(words, yellow=True)
     if verdicts.keys() & _STATES.keys():
         terminal.line(f"rules: {', '.join(f'{verdicts[state]} {words}' for state, words in _STATES.items())}")
 

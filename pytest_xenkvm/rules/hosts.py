@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Final
 from attrs import frozen
 
 from pytest_xenkvm.core.profile import HostLimits, Profile, profile_for_release
+from pytest_xenkvm.cpu.errors import NoUnicorn
 from pytest_xenkvm.hosts.emulated import EmulatedHost
-from pytest_xenkvm.hosts.protocol import LimitedHost
+from pytest_xenkvm.hosts.protocol import HostError, LimitedHost
 from pytest_xenkvm.replay.errors import ReplayError
 from pytest_xenkvm.rules.profiles import AUTO, choose_profile
 from pytest_xenkvm.trace.events import Header
@@ -68,13 +69,16 @@ class HostChoice:
 def emulated_host(header: Header, profile: Profile, engine: str = MODEL) -> EmulatedHost | UnicornHost:
     """The emulated host for a trace: KVM_MAX_VCPUS as the header has it.
 
-    `engine`: "model" hands the core registers; "unicorn" lets guest code make the hypercalls.
+    `engine`: "model" hands the core registers; "unicorn" lets guest code make the hypercalls, and raises
+    HostError if the package can't be imported.
     """
     limits = HostLimits() if header.max_vcpus is None else HostLimits(max_vcpus=header.max_vcpus)
     if engine == MODEL:
         return EmulatedHost(profile=profile, limits=limits)
-    from pytest_xenkvm.hosts.unicorn_host import UnicornHost  # noqa: PLC0415 - loads Unicorn when used
-
+    try:
+        from pytest_xenkvm.hosts.unicorn_host import UnicornHost  # noqa: PLC0415 - loads Unicorn when used
+    except NoUnicorn as error:
+        raise HostError(f"{error}, or use the engine {MODEL}") from error
     return UnicornHost(profile=profile, limits=limits)
 
 

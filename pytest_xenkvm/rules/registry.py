@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Final
 
@@ -12,6 +13,8 @@ from pytest_xenkvm.trace.installed import NotLoadable, load_all
 
 ENTRY_POINTS: Final = "xenkvm.rules"
 """Entry-point group whose members are iterables of `Rule`."""
+
+_SUGGESTED: Final = 3
 
 
 class RuleError(ValueError):
@@ -50,14 +53,24 @@ def select_rules(rules: Sequence[Rule], selection: str | None) -> tuple[Rule, ..
     unwanted = [name.removeprefix("!") for name in names if name.startswith("!")]
     for name in (*wanted, *unwanted):
         if not any(_matches(rule, name) for rule in rules):
-            known = ", ".join(rule.id for rule in rules)
-            raise RuleError(f"no rule matches {name!r}; there are: {known}")
+            raise RuleError(f"no rule matches {name!r}; {_suggestion(rules, name)}")
     return tuple(
         rule
         for rule in rules
         if (not wanted or any(_matches(rule, name) for name in wanted))
         and not any(_matches(rule, name) for name in unwanted)
     )
+
+
+def _suggestion(rules: Sequence[Rule], name: str) -> str:
+    """What may have been meant, and where all rules are."""
+    ids = [rule.id for rule in rules]
+    last_parts = {rule_id.rpartition(".")[2]: rule_id for rule_id in ids}
+    near = dict.fromkeys(
+        last_parts.get(found, found) for found in get_close_matches(name, [*ids, *last_parts], _SUGGESTED)
+    )
+    meant = f"did you mean {', '.join(near)}? " if near else ""
+    return f"{meant}`xenkvm rules` lists the installed ones"
 
 
 def _matches(rule: Rule, name: str) -> bool:

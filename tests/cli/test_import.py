@@ -60,6 +60,16 @@ def test_what_the_user_knows_goes_into_the_header(recording: Path) -> None:
     assert (header.kernel, header.max_vcpus, header.cpu_vendor) == ("6.12.117", 4096, "intel")
 
 
+@pytest.mark.parametrize("kernel", ["bla", "linux-6.12", "7", ""])
+def test_a_kernel_is_told_by_its_release(
+    recording: Path, kernel: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What can be no release of a kernel is refused, and the sentence says what is expected."""
+    assert run(["import", str(recording), "--kernel", kernel]) == 2
+    assert f"{kernel!r} is no kernel's release: expected what `uname -r` says" in capsys.readouterr().err
+    assert not recording.with_name("boot.xkt").exists()
+
+
 def test_an_existing_trace_is_not_overwritten(recording: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A file that exists is left alone, unless --force says otherwise."""
     target = recording.with_name("boot.xkt")

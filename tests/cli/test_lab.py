@@ -54,6 +54,40 @@ def test_another_machine(
     assert "this machine is aarch64" in said(capsys, "run", "--", "true")
 
 
+@pytest.mark.parametrize("command", [["list"], ["fetch", "linux-6.12"], ["run", "--", "true"]])
+def test_a_cache_that_is_no_folder(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    qemu: Path,
+    tmp_path: Path,
+    command: list[str],
+) -> None:
+    """A file where the cache's folder should be is told with its path and the variable that names it."""
+    del qemu
+    place = tmp_path / "file"
+    place.write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place))
+    assert said(capsys, *command) == (
+        f"xenkvm: kernels can't be kept in {place}/pytest-xenkvm/lab (Not a directory): "
+        f"XDG_CACHE_HOME is {place}, expected a folder that can be written to"
+    )
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(place))
+    assert said(capsys, *command).endswith(
+        "(Not a directory): XDG_CACHE_HOME isn't set, expected a folder that can be written to"
+    )
+
+
+def test_a_folder_is_no_kernel(capsys: pytest.CaptureFixture[str], qemu: Path, tmp_path: Path) -> None:
+    """--kernel with a folder says that it is one, and what is expected."""
+    del qemu
+    line = said(capsys, "run", "--kernel", str(tmp_path), "--", "true")
+    assert line == (
+        f"xenkvm: --kernel {tmp_path}: is a folder, expected a vmlinux or vmlinuz, or "
+        "linux-6.12, linux-7.2, linux-7.3"
+    )
+
+
 def test_a_kernel_that_isnt_there(capsys: pytest.CaptureFixture[str], qemu: Path) -> None:
     """A kernel that is neither known nor a file is refused with those that are known."""
     del qemu

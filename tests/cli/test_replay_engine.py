@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -69,3 +70,50 @@ def test_unicorn_is_imported_only_when_used(options: tuple[str, ...], *, importe
     root = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == imported, done.stderr
+
+
+@pytest.fixture
+def broken_unicorn(tmp_path: Path) -> dict[str, str]:
+    """An environment in which the package unicorn can't be imported."""
+    (tmp_path / "unicorn.py").write_text("raise ImportError('no library')")
+    return {**os.environ, "PYTHONPATH": str(tmp_path)}
+
+
+SENTENCE: Final = (
+    "the package unicorn, which runs guest code, can't be imported (no library): run "
+    "`pip install --force-reinstall 'unicorn>=2.1.4,<2.2'`"
+)
+
+
+def test_without_unicorn_the_engine_says_so(broken_unicorn: dict[str, str]) -> None:
+    """If the package can't be imported, that is one sentence, with what to do; the engine model works."""
+    command = [sys.executable, "-c", "from pytest_xenkvm.cli.main import main; main()", "replay", OLD]
+    options = ("--until", "1")
+    done = subprocess.run(
+        [*command, *options, *UNICORN], env=broken_unicorn, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [f"xenkvm: {OLD}: {SENTENCE}, or use the engine model"]
+    done = subprocess.run(
+        [*command, *options], env=broken_unicorn, capture_output=True, text=True, check=False
+    )
+    assert "recorded VMM" in done.stdout
+    assert not done.stderr
+
+
+def test_without_unicorn_items_and_guests_say_so(broken_unicorn: dict[str, str], tmp_path: Path) -> None:
+    """In pytest, an item of a trace and a test with guest code fail with that sentence alone."""
+    (tmp_path / "test_own.py").write_text("def test_guest(xenkvm_guest): pass")
+    options = ("--xenkvm-items=trace", "--xenkvm-engine=unicorn", f"--xenkvm-trace={OLD}", "--color=no")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options, "test_own.py"],
+        env=broken_unicorn,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "1 failed, 1 error" in done.stdout
+    assert f"\n{SENTENCE}\n" in done.stdout
+    assert f"\n{SENTENCE}, or use the engine model\n" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr

@@ -85,6 +85,7 @@ def test_comparing(  # noqa: PLR0913, PLR0917 - both sides and what is said
     [
         (["none.json"], "none.json: No such file or directory"),
         (["bad.json"], "bad.json: is no JSON, expected a report"),
+        (["other.json"], 'other.json: is no report, expected an object whose "format" is "xenkvm-report"'),
         (["good.json", "bad.json"], "bad.json: is no JSON"),
         (["good.json", "--against", "bad.json"], "bad.json: is no JSON"),
         (["empty.json", "--against", "good.json"], "empty.json: holds no replay"),
@@ -107,5 +108,6 @@ def test_unusable_input_is_one_sentence(  # noqa: PLR0913, PLR0917 - as above
     save("good.json", replay(verdicts=HELD))
     save("empty.json")
     Path("bad.json").write_text("{")
+    Path("other.json").write_text('{"format": "coverage"}')
     assert run(["report", *arguments]) == 2
     assert sentence in capsys.readouterr().err

@@ -12,6 +12,7 @@ import pytest
 from pytest_xenkvm.abi.numbers import U32_MAX
 from pytest_xenkvm.core.profile import LINUX_7_3
 from pytest_xenkvm.core.state import HvmConfig
+from pytest_xenkvm.cpu import pool
 from pytest_xenkvm.hosts import guest_image
 from pytest_xenkvm.hosts.hypercall_pages import INSTRUCTIONS
 from pytest_xenkvm.hosts.protocol import GuestCall, HostError
@@ -206,8 +207,11 @@ def resident_kib() -> int:
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:"))
 
 
-def test_a_thousand_vms_leak_nothing() -> None:
+@pytest.mark.parametrize("kept", [pool.MEMORY_KEPT, 0], ids=["engines used again", "engines closed"])
+def test_a_thousand_vms_leak_nothing(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """VMs are freed when they are dropped, without a garbage collection, and take their memory with them."""
+    monkeypatch.setattr(pool, "MEMORY_KEPT", kept)
+    pool._kept.clear()
     gc.disable()
     try:
         dropped = weakref.ref(create())
@@ -218,6 +222,11 @@ def test_a_thousand_vms_leak_nothing() -> None:
         for _ in range(1000):
             create().hypercall(0, call())
         assert resident_kib() - before < 20 << 10
+        assert len(pool._kept) == (1 if kept else 0)
+        vms = [create() for _ in range(pool.KEPT + 2)]
+        assert not pool._kept
+        vms.clear()
+        assert len(pool._kept) == (pool.KEPT if kept else 0)
     finally:
         gc.enable()
 

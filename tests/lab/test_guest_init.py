@@ -8,6 +8,7 @@ import tarfile
 import threading
 import time
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -15,9 +16,11 @@ from pytest_xenkvm.lab import guest_init
 from pytest_xenkvm.lab.errors import LabError
 from pytest_xenkvm.lab.returned import extract
 
+LATE: Final = 98
 
-def run(*command: str, folder: Path = Path("/")) -> tuple[int, bytes, bytes]:
-    """Run a command as the guest does: exit status, stdout, stderr."""
+
+def run(*command: str, folder: Path = Path("/"), seconds: float | None = None) -> tuple[int, bytes, bytes]:
+    """Run a command as the guest does: exit status (LATE: it had to be ended), stdout, stderr."""
     (out_read, out), (err_read, err) = os.pipe(), os.pipe()
     got: dict[int, bytes] = {}
 
@@ -32,11 +35,13 @@ def run(*command: str, folder: Path = Path("/")) -> tuple[int, bytes, bytes]:
         "command": command,
         "folder": str(folder),
         "environment": {"NAME": "value", "PATH": "/usr/bin:/bin"},
+        "deadline": None if seconds is None else time.time() + seconds,
     }
     child = os.fork()  # it takes over the handling of ended children
     if child == 0:
         try:
-            os._exit(guest_init._run(config, out, err))
+            status, late = guest_init._run(config, out, err)
+            os._exit(LATE if late else status)
         finally:
             os._exit(99)
     os.close(out)
@@ -75,6 +80,21 @@ def test_what_a_command_leaves_running_isnt_waited_for() -> None:
     status, out, _ = run("sh", "-c", "sleep 30 >/dev/null 2>&1 & sleep 20 & echo done; exit 3")
     assert (status, out) == (3, b"done\n")
     assert time.monotonic() - start < 15
+
+
+@pytest.mark.parametrize("seconds", [-1, 0.5])
+def test_a_command_whose_time_is_over_is_ended(seconds: float) -> None:
+    """It is ended with what it started, even if its time was over before it began."""
+    start = time.monotonic()
+    status, out, _ = run("sh", "-c", "echo begun; sleep 1000; echo no", seconds=seconds)
+    assert status == LATE
+    assert out in {b"begun\n", b""}
+    assert time.monotonic() - start < 15
+
+
+def test_a_command_within_its_time() -> None:
+    """A deadline that isn't reached changes nothing."""
+    assert run("sh", "-c", "exit 3", seconds=60) == (3, b"", b"")
 
 
 def test_only_what_changed_comes_back(tmp_path: Path) -> None:

@@ -113,6 +113,20 @@ def test_a_command_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     assert done.stderr.endswith("xenkvm: the command hadn't ended after 2 s\n")
 
 
+def test_files_of_a_command_that_takes_too_long_come_back(tmp_path: Path) -> None:
+    """After --timeout, what the command made by then is put into --out; the exit code is as without."""
+    needed(KERNEL)
+    started = time.monotonic()
+    assert run(tmp_path, "--", "true").returncode == 0
+    enough = str(10 + 2 * round(time.monotonic() - started))
+    script = "echo begun; echo half > part; sleep 1000; echo whole > part"
+    done = run(tmp_path, "--timeout", enough, "--out", "out", "--", "sh", "-c", script)
+    assert done.returncode == LATE_EXIT
+    assert done.stdout == "begun\n"
+    assert done.stderr.endswith(f"xenkvm: the command hadn't ended after {enough} s\n")
+    assert (tmp_path / "out" / "part").read_text() == "half\n"
+
+
 def test_too_little_memory_is_told_at_once(tmp_path: Path) -> None:
     """A guest whose files don't fit its memory isn't started; the sentence says how much it takes."""
     needed(KERNEL)

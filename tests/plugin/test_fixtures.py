@@ -94,3 +94,49 @@ def test_a_test_may_create_vms(project: pytest.Pytester, monkeypatch: pytest.Mon
     for profile in ("auto", "linux-7.2"):
         monkeypatch.setenv("PROFILE", profile)
         run(f"--xenkvm-profile={profile}").assert_outcomes(passed=1)
+
+
+def test_a_vm_that_cant_be_is_told(project: pytest.Pytester, run: Run) -> None:
+    """An argument that makes no VM is named, with what was found and what is expected."""
+    project.makepyfile(
+        """
+        import pytest
+        from pytest_xenkvm.trace.events import MemorySlot, VmShape
+
+        WRONG = [
+            ("vcpus", 0, "1 to 4096, the host's KVM_MAX_VCPUS"),
+            ("vcpus", 4097, "1 to 4096"),
+            ("vcpus", "2", "1 to"),
+            ("vcpus", True, "1 to"),
+            ("memory", 0, "bytes in whole pages of 4096, up to 1 TiB"),
+            ("memory", -4096, "bytes"),
+            ("memory", 4097, "bytes"),
+            ("memory", 1 << 50, "bytes"),
+            ("memory", "4M", "bytes"),
+            ("irqchip", "apic", "none, split, full"),
+            ("cpu_vendor", "arm", "amd, intel"),
+            ("cpu_vendor", "", "amd"),
+        ]
+
+        @pytest.mark.parametrize("fixture", ["xenkvm_host", "xenkvm_guest"])
+        @pytest.mark.parametrize(("name", "value", "expected"), WRONG)
+        def test_argument(request, fixture, name, value, expected):
+            create = request.getfixturevalue(fixture)
+            create = getattr(create, "create_vm", create)
+            with pytest.raises(ValueError) as caught:
+                create(**{name: value})
+            assert str(caught.value).startswith(f"{name} is {value!r}, expected {expected}")
+
+        def test_shape(xenkvm_host):
+            with pytest.raises(TypeError, match="shape is 5, expected a VmShape"):
+                xenkvm_host.create_vm(shape=5)
+            unaligned = VmShape(irqchip="none", memory=(MemorySlot(gpa=1, size=4096),), vcpus=())
+            with pytest.raises(ValueError, match="shape can be no VM: .*expected whole pages"):
+                xenkvm_host.create_vm(shape=unaligned)
+
+        def test_most(xenkvm_host):
+            vm = xenkvm_host.create_vm(vcpus=4096, memory=4096, irqchip="full", cpu_vendor="intel")
+            assert len(vm.vcpus) == 4096
+        """
+    )
+    run("-k", "test_").assert_outcomes(passed=26)

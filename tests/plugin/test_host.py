@@ -110,13 +110,13 @@ def test_own_tests_get_the_host(project: pytest.Pytester, run: Run, kvm: StandIn
     write(project.path / "good.xkt", *ANSWERED)
     project.makepyfile(
         """
-        from pytest_xenkvm.plugin.own_tests import plain_shape
+        from pytest_xenkvm.plugin.shapes import plain_shape
 
         def test_host(xenkvm_host):
             assert (xenkvm_host.is_real, xenkvm_host.cpu_vendor) == (True, "amd")
             assert xenkvm_host.host.name == "kvm 7.3-test"
             assert xenkvm_host.create_vm(vcpus=2).vcpus[1].index == 1
-            shape = plain_shape(vcpus=1, memory=1 << 20, irqchip="none")
+            shape = plain_shape(vcpus=1, memory=1 << 20, irqchip="none", max_vcpus=9)
             assert xenkvm_host.create(shape).read_memory(0, 4) == bytes(4)
             assert len(xenkvm_host.create_vm(shape=shape).vcpus) == 1
 

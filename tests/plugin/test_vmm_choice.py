@@ -214,3 +214,46 @@ def test_the_nearest_hook_names_the_behaviour(mine: pytest.Pytester, run: Run) -
     (folder / "test_near.py").write_text(test.format("Good"))
     (mine.path / "test_far.py").write_text(test.format("Bad"))
     run("-k", "test_own").assert_outcomes(passed=2)
+
+
+FIXTURE: Final = """
+import pytest
+from my_vmm import Good
+
+@pytest.fixture
+def xenkvm_vmm({}):
+    return {}
+"""
+
+
+def test_an_option_without_effect_is_told(mine: pytest.Pytester, run_anyhow: Run) -> None:
+    """A fixture wins over the option, and the summary says so, naming both."""
+    mine.makeconftest(RULES + FIXTURE.format("", "Good()"))
+    result = run_anyhow("--xenkvm-vmm=my_vmm:Bad", "-k", "answered")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "VMM under test: Good",
+            "--xenkvm-vmm=my_vmm:Bad had no effect where the fixture xenkvm_vmm in conftest.py:* counts, *",
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "outcome"),
+    [
+        ("xenkvm_vmm", ("--xenkvm-vmm=my_vmm:Bad",), "failed"),
+        ("xenkvm_vmm", (), "passed"),
+        ("", (), "passed"),
+        ("", ("-o", "xenkvm_vmm=my_vmm:Bad"), "passed"),
+    ],
+)
+def test_a_fixture_that_asks_the_option(
+    mine: pytest.Pytester, run: Run, arguments: str, options: tuple[str, ...], outcome: str
+) -> None:
+    """A fixture may let the option win; then, and without an option, there is nothing to tell."""
+    returned = f"{arguments or None} or Good()"
+    mine.makeconftest(RULES + FIXTURE.format(arguments, returned))
+    result = run("-k", "answered", *options)
+    result.assert_outcomes(**{outcome: 1})
+    result.stdout.no_fnmatch_line("*had no effect*")
