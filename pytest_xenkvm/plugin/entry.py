@@ -82,7 +82,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--xenkvm-items",
         metavar="KIND",
-        help="rule (the default): an item for each rule; trace: one item a trace, for thousands of them",
+        help="rule: an item for each rule; trace: one item a trace; auto (the default): rule up to 500 traces",
     )
     group.addoption(
         "--xenkvm-no-cache", action="store_true", help="replay also what an earlier run has replayed"
@@ -93,7 +93,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addini("xenkvm_host", "as --xenkvm-host", default="emulated")
     parser.addini("xenkvm_engine", "as --xenkvm-engine", default="model")
     parser.addini("xenkvm_rules", "as --xenkvm-rules", default="")
-    parser.addini("xenkvm_items", "as --xenkvm-items", default="rule")
+    parser.addini("xenkvm_items", "as --xenkvm-items", default="auto")
     parser.addini("xenkvm_vmm", "as --xenkvm-vmm", default="")
 
 
@@ -143,7 +143,7 @@ def _is_used(config: pytest.Config) -> bool:
         or config.getini("xenkvm_engine") != "model"
         or config.getini("xenkvm_rules")
         or config.getini("xenkvm_vmm")
-        or config.getini("xenkvm_items") != "rule"
+        or config.getini("xenkvm_items") != "auto"
         or reporting.asks_for_files(config)
         or any(_is_trace(argument.partition("::")[0]) for argument in config.args)
     )

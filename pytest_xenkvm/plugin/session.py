@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pytest
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from pytest_xenkvm.core.profile import Profile
 from pytest_xenkvm.replay.errors import ReplayError
@@ -31,9 +31,10 @@ if TYPE_CHECKING:  # the importers are loaded when one is used
     from pytest_xenkvm.trace.importers import NamedImporter
 
 
+AUTO_ITEMS: Final = "auto"
 PER_RULE: Final = "rule"
 PER_TRACE: Final = "trace"
-"""What there is an item for."""
+"""What there is an item for; `kinds` says what "auto" comes to."""
 
 
 @frozen(kw_only=True)
@@ -61,8 +62,8 @@ class Settings:
     elsewhere: tuple[TraceElsewhere, ...] = ()
     by_option: tuple[Path, ...] = ()
     """Traces inside rootdir that options or ini file name."""
-    by_argument: frozenset[Path] = frozenset()
-    """Those that arguments name."""
+    by_argument: Mapping[Path, frozenset[str]] = field(factory=dict)
+    """What arguments name: files and folders, and which items of a file, without parameters."""
     names: tuple[str, ...] = ()
     """Node ids of the traces that options or ini file name."""
 
@@ -173,8 +174,9 @@ def _said(config: pytest.Config) -> Settings:
 
 
 def _check_items(name: str) -> None:
-    if name not in {PER_RULE, PER_TRACE}:
-        raise pytest.UsageError(f"--xenkvm-items: {name!r} is neither {PER_RULE} nor {PER_TRACE}")
+    kinds = (AUTO_ITEMS, PER_RULE, PER_TRACE)
+    if name not in kinds:
+        raise pytest.UsageError(f"--xenkvm-items: there is no {name!r} (known: {', '.join(kinds)})")
 
 
 def _maker(config: pytest.Config, spec: str) -> Maker:
@@ -222,7 +224,6 @@ def given_options(config: pytest.Config) -> list[str]:
         "--xenkvm-engine": option.xenkvm_engine,
         "--xenkvm-rules": option.xenkvm_rules,
         "--xenkvm-vmm": option.xenkvm_vmm,
-        "--xenkvm-items": option.xenkvm_items,
     }
     strict = ["--xenkvm-strict"] if option.xenkvm_strict else []
     return [*(f"{name}={value}" for name, value in named.items() if value), *strict]
@@ -257,8 +258,8 @@ def _with_traces(config: pytest.Config, said: Settings) -> Settings:
     inside = [path for path in collected if path not in outside]
     known = _name(config, outside)
     wanted = _take_arguments(config, known)
-    arguments = frozenset(config.invocation_params.dir / arg.partition("::")[0] for arg in config.args)
-    config.args += [str(path) for path in inside if arguments.isdisjoint({path, *path.parents})]
+    arguments = _named(config)
+    config.args += [str(path) for path in inside if arguments.keys().isdisjoint({path, *path.parents})]
     named = {path: known[path] for path in collected if path in known}
     named |= {path: known[path] for path in wanted}
     return evolve(
@@ -271,6 +272,16 @@ def _with_traces(config: pytest.Config, said: Settings) -> Settings:
         by_argument=arguments,
         names=(*(str(_relative(config, path)) for path in inside), *named.values()),
     )
+
+
+def _named(config: pytest.Config) -> dict[Path, frozenset[str]]:
+    """What the arguments name, with the names of items."""
+    named: dict[Path, frozenset[str]] = {}
+    for argument in config.args:
+        file, separator, name = argument.partition("::")
+        path = config.invocation_params.dir / file
+        named[path] = named.get(path, frozenset()) | ({name.partition("[")[0]} if separator else frozenset())
+    return named
 
 
 def _found(specs: Iterable[str], folder: Path) -> dict[Path, None]:
