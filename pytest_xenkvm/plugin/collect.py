@@ -10,6 +10,7 @@ from typing import Any, Final
 import pytest
 
 from pytest_xenkvm.plugin.expanding import Replay
+from pytest_xenkvm.plugin.folders import Folders
 from pytest_xenkvm.plugin.items import ALL, REPLAY, TraceItem
 from pytest_xenkvm.plugin.kinds import names_of
 from pytest_xenkvm.plugin.replays import Replays
@@ -51,12 +52,15 @@ def trace_in_folder(path: Path, parent: pytest.Collector) -> TraceFile:
 def traces_elsewhere(
     session: pytest.Session, collected: Iterable[pytest.Item | pytest.Collector]
 ) -> Iterator[TraceFile]:
-    """The collectors of the traces that options name outside of rootdir.
+    """The collectors of the traces that options name where no argument leads pytest.
 
-    They live below the invocation folder, so that its conftest.py counts for them.
+    Those outside of rootdir live below the invocation folder, so that its conftest.py counts for them.
     """
-    session.stash[_PARENT] = _invocation_folder(session, collected)
-    for trace in settings(session.config).elsewhere:
+    said, folders = settings(session.config), Folders(session, collected)
+    for path in said.off_arguments:
+        yield trace_in_folder(path, folders.of(path.parent))
+    session.stash[_PARENT] = folders.of(session.config.invocation_params.dir)
+    for trace in said.elsewhere:
         yield _elsewhere(session, trace, is_elsewhere=True)
 
 
@@ -139,21 +143,3 @@ class TraceFile(pytest.Collector):
 
 def _relative(path: Path, rootdir: Path) -> str:
     return Path(os.path.relpath(path, rootdir)).as_posix()
-
-
-def _invocation_folder(
-    session: pytest.Session, collected: Iterable[pytest.Item | pytest.Collector]
-) -> pytest.Collector:
-    """The node of the folder that pytest was started in; the session if that is no folder of rootdir."""
-    folder, rootdir = session.config.invocation_params.dir, session.config.rootpath
-    for node in collected:
-        for ancestor in node.listchain():
-            if isinstance(ancestor, pytest.Directory) and ancestor.path == folder:
-                return ancestor
-    parent: pytest.Collector = session
-    if rootdir in folder.parents:
-        for path in (*reversed(folder.parents), folder):
-            if path.is_relative_to(rootdir):
-                parent = parent.ihook.pytest_collect_directory(path=path, parent=parent)
-                parent.ihook.pytest_make_collect_report(collector=parent)  # makes its conftest.py count
-    return parent
