@@ -90,7 +90,12 @@ class TraceFile(pytest.Collector):
     """Collects the items of one trace. Not a `pytest.File`: `--lf` goes by the path of those."""
 
     def __init__(
-        self, *, trace_path: Path, is_elsewhere: bool = False, wanted: frozenset[str] = frozenset(), **node: Any
+        self,
+        *,
+        trace_path: Path,
+        is_elsewhere: bool = False,
+        wanted: frozenset[str] = frozenset(),
+        **node: Any,
     ) -> None:
         super().__init__(**node)
         self.trace_path = trace_path

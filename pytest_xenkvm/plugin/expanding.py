@@ -1,9 +1,9 @@
 """The items of a trace. What pytest finds out for one, it has found out for all traces of its folder.
 
-Which fixtures an item takes, and with which parameters, follows from the conftest.py files and plugins that count
-for the folder. So pytest is asked once a folder, which takes it longer than all else that collecting a trace does.
-It is asked for each trace where somebody may tell one from another: by a marker of its own, or by implementing
-`pytest_generate_tests`.
+Which fixtures an item takes, and with which parameters, follows from the conftest.py files and plugins that
+count for the folder. So pytest is asked once a folder, which takes it longer than all else that is done for a
+trace. It is asked for each trace where somebody may tell one from another: by a marker of its own, or by
+implementing `pytest_generate_tests`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,16 @@ from typing import Any, Final
 
 import pytest
 
-from pytest_xenkvm.plugin.items import ALL, REPLAY, Expansion, ReplayItem, RuleItem, TraceItem, WholeItem, takes
+from pytest_xenkvm.plugin.items import (
+    ALL,
+    REPLAY,
+    Expansion,
+    ReplayItem,
+    RuleItem,
+    TraceItem,
+    WholeItem,
+    takes,
+)
 from pytest_xenkvm.plugin.replays import Replays
 
 _KNOWN: Final = ("_pytest", "pytest_xenkvm")
@@ -34,7 +43,7 @@ class Replay(pytest.Module):
     def __init__(self, **node: Any) -> None:
         super().__init__(**node)
         self.obj = ModuleType("xenkvm_trace")
-        self.obj.replay = takes  # type: ignore[attr-defined]
+        self.obj.replay = takes
 
     def items(self, replays: Replays, names: Iterable[str]) -> Iterator[TraceItem]:
         """The items of these names, each of which is ALL, REPLAY or the id of a rule of `replays`."""
@@ -51,8 +60,7 @@ class Replay(pytest.Module):
 
     def _expansions(self) -> Iterable[Expansion]:
         """Those of its folder, with lists of its own: hooks may add a fixture to an item."""
-        trace = self.parent
-        assert trace is not None
+        trace: Any = self.parent
         known = self.session.stash.setdefault(_EXPANSIONS, {})
         expansions = None if trace.own_markers else known.get(trace.parent)
         if expansions is None:

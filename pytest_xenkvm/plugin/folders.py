@@ -31,7 +31,7 @@ class Folders:
             return self._session
         parent = self.of(path.parent)
         node: pytest.Collector = parent.ihook.pytest_collect_directory(path=path, parent=parent)
-        node.collect = tuple  # type: ignore[method-assign] - nobody asks for all that is in there
+        vars(node)["collect"] = tuple  # nobody asks for all that is in there
         node.ihook.pytest_make_collect_report(collector=node)  # makes its conftest.py count
         self._known[path] = node
         return node

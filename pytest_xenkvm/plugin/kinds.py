@@ -1,13 +1,13 @@
-"""What there is an item for: each rule, or each trace where there are so many that rules would be too many items.
+"""What there is an item for: each rule, or each trace where there are so many that rules would be too many.
 
-The number that counts is the project's, not that of the run, so that node ids don't depend on which traces a command
-names: `pytest`, `pytest traces/some` and `pytest --lf` agree. A node id finds its item either way.
+The number that counts is the project's, not that of the run, so that node ids don't depend on which traces a
+command names: `pytest`, `pytest traces/some` and `pytest --lf` agree. A node id finds its item either way.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
 from itertools import islice
 from typing import Final
@@ -48,11 +48,17 @@ def is_per_trace(config: pytest.Config, *, elsewhere: bool) -> bool:
     return known[elsewhere]
 
 
-def chosen(config: pytest.Config) -> str | None:
-    """What to tell the user if nobody asked for an item a trace, and that is what was collected."""
-    if settings(config).items != AUTO_ITEMS or not any(config.stash.get(_IS_PER_TRACE, {}).values()):
+def why_per_trace(config: pytest.Config, nodeids: Iterable[str]) -> str | None:
+    """What to tell the user of these items if traces are one each without anybody having asked for that."""
+    said = settings(config)
+    if said.items != AUTO_ITEMS or any(trace.wanted for trace in said.elsewhere):
         return None
-    return f"xenkvm: an item for each trace, as there are more than {MANY} (--xenkvm-items=rule: for each rule)"
+    wholes = (nodeid for nodeid in nodeids if nodeid.partition("[")[0].endswith(f"::{ALL}"))
+    if any(ALL in names for names in said.by_argument.values()) or not any(wholes):
+        return None
+    return (
+        f"xenkvm: an item for each trace, as there are more than {MANY} (--xenkvm-items=rule: for each rule)"
+    )
 
 
 def _has_many(config: pytest.Config) -> bool:
@@ -66,5 +72,7 @@ def _files(config: pytest.Config) -> Iterator[str]:
     patterns: list[str] = config.getini("norecursedirs")
     for _folder, folders, files in os.walk(config.rootpath):
         yield from folders
-        folders[:] = sorted(name for name in folders if not any(fnmatch(name, pattern) for pattern in patterns))
+        folders[:] = sorted(
+            name for name in folders if not any(fnmatch(name, pattern) for pattern in patterns)
+        )
         yield from files

@@ -1,7 +1,8 @@
 """What the options ask for, checked once at the start: host, profile, engine, rules, VMM, traces.
 
-Traces get their node ids here. One inside rootdir is named by its relative path, as any test file is. One elsewhere is named by as much of the end of its path as makes it unique,
-which for a bundled trace is `linux-boot.xkt`; `collect` adds it to the session.
+Traces get their node ids here. One inside rootdir is named by its relative path, as any test file is. One
+elsewhere is named by as much of the end of its path as makes it unique, which for a bundled trace is
+`linux-boot.xkt`; `collect` adds it to the session.
 """
 
 from __future__ import annotations
@@ -94,8 +95,8 @@ def settings(config: pytest.Config) -> Settings:
 def resolve(config: pytest.Config) -> None:
     """Check the options and find the traces; raises UsageError.
 
-    Arguments that name traces outside of rootdir are taken out of `config.args`. Traces inside that no argument
-    covers are not put there: pytest collects a whole folder anew for each file in it that is an argument.
+    Arguments that name traces outside of rootdir are taken out of `config.args`. Traces inside that no
+    argument covers are not put there: pytest collects a whole folder anew for each file that is an argument.
     """
     said = settings(config)
     try:
