@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Final
 
 import pytest
 
-from pytest_xenkvm.plugin.items import ReplayItem, RuleItem, TraceItem, WholeItem, takes
-from pytest_xenkvm.plugin.observing import Watched
+from pytest_xenkvm.plugin.expanding import Replay
+from pytest_xenkvm.plugin.folders import Folders
+from pytest_xenkvm.plugin.items import ALL, REPLAY, TraceItem
+from pytest_xenkvm.plugin.kinds import names_of
 from pytest_xenkvm.plugin.replays import Replays
-from pytest_xenkvm.plugin.session import PER_TRACE, TraceElsewhere, hooked_rules, settings
+from pytest_xenkvm.plugin.session import TraceElsewhere, hooked_rules, settings
 from pytest_xenkvm.rules.model import Rule
 from pytest_xenkvm.rules.registry import RuleError, all_rules, select_rules
 from pytest_xenkvm.trace.errors import TraceError
@@ -21,10 +22,12 @@ from pytest_xenkvm.trace.files import open_trace
 
 _PARENT: Final = pytest.StashKey[pytest.Collector]()
 """Whose children are the traces that lie in none of pytest's folders."""
-_COLLECTED: Final = pytest.StashKey["set[Path]"]()
-"""The traces that pytest found in its folders."""
+_COLLECTED: Final = pytest.StashKey["dict[Path, tuple[str, set[Path]]]"]()
+"""Folders of pytest's: what node ids begin with there, and the traces that it found."""
 _RULES: Final = pytest.StashKey["dict[tuple[int, ...], tuple[Rule, ...]]"]()
 """The selected rules, by the implementations of the hook that adds some."""
+_RULES_THERE: Final = pytest.StashKey["dict[pytest.Collector | None, tuple[Rule, ...]]"]()
+"""The same, by the parent of traces."""
 
 
 def is_named(path: Path, config: pytest.Config) -> bool:
@@ -34,34 +37,43 @@ def is_named(path: Path, config: pytest.Config) -> bool:
 
 def trace_in_folder(path: Path, parent: pytest.Collector) -> TraceFile:
     """The collector of a trace that pytest found in one of its folders."""
-    parent.session.stash.setdefault(_COLLECTED, set()).add(path)
-    name, nodeid = path.name, _relative(path, parent.config.rootpath)
-    collector: TraceFile = TraceFile.from_parent(parent, name=name, path=path, nodeid=nodeid, trace_path=path)
+    collected = parent.session.stash.setdefault(_COLLECTED, {})
+    folder = path.parent
+    if folder not in collected:
+        collected[folder] = (_relative(folder / "_", parent.config.rootpath).removesuffix("_"), set())
+    prefix, paths = collected[folder]
+    paths.add(path)
+    collector: TraceFile = TraceFile.from_parent(
+        parent, name=path.name, path=path, nodeid=f"{prefix}{path.name}", trace_path=path
+    )
     return collector
 
 
 def traces_elsewhere(
     session: pytest.Session, collected: Iterable[pytest.Item | pytest.Collector]
 ) -> Iterator[TraceFile]:
-    """The collectors of the traces that options name outside of rootdir.
+    """The collectors of the traces that options name where no argument leads pytest.
 
-    They live below the invocation folder, so that its conftest.py counts for them.
+    Those outside of rootdir live below the invocation folder, so that its conftest.py counts for them.
     """
-    session.stash[_PARENT] = _invocation_folder(session, collected)
-    for trace in settings(session.config).elsewhere:
-        yield _elsewhere(session, trace)
+    said, folders = settings(session.config), Folders(session, collected)
+    for path in said.off_arguments:
+        yield trace_in_folder(path, folders.of(path.parent))
+    session.stash[_PARENT] = folders.of(session.config.invocation_params.dir)
+    for trace in said.elsewhere:
+        yield _elsewhere(session, trace, is_elsewhere=True)
 
 
 def traces_passed_over(session: pytest.Session) -> Iterator[TraceFile]:
     """The collectors of the traces that are named but lie where pytest doesn't look (`norecursedirs`)."""
-    collected = session.stash.get(_COLLECTED, set())
+    collected = session.stash.get(_COLLECTED, {})
     for path in settings(session.config).by_option:
-        if path not in collected:
+        if path.parent not in collected or path not in collected[path.parent][1]:
             nodeid = _relative(path, session.config.rootpath)
             yield _elsewhere(session, TraceElsewhere(path=path, nodeid=nodeid))
 
 
-def _elsewhere(session: pytest.Session, trace: TraceElsewhere) -> TraceFile:
+def _elsewhere(session: pytest.Session, trace: TraceElsewhere, **more: Any) -> TraceFile:
     collector: TraceFile = TraceFile.from_parent(
         session.stash[_PARENT],
         name=trace.nodeid,
@@ -69,6 +81,7 @@ def _elsewhere(session: pytest.Session, trace: TraceElsewhere) -> TraceFile:
         nodeid=trace.nodeid,
         trace_path=trace.path,
         wanted=trace.wanted,
+        **more,
     )
     return collector
 
@@ -76,30 +89,39 @@ def _elsewhere(session: pytest.Session, trace: TraceElsewhere) -> TraceFile:
 class TraceFile(pytest.Collector):
     """Collects the items of one trace. Not a `pytest.File`: `--lf` goes by the path of those."""
 
-    def __init__(self, *, trace_path: Path, wanted: frozenset[str] = frozenset(), **node: Any) -> None:
+    def __init__(
+        self,
+        *,
+        trace_path: Path,
+        is_elsewhere: bool = False,
+        wanted: frozenset[str] = frozenset(),
+        **node: Any,
+    ) -> None:
         super().__init__(**node)
         self.trace_path = trace_path
+        self.is_elsewhere = is_elsewhere
         self.wanted = wanted
 
     def collect(self) -> Iterator[TraceItem]:
         """Open the trace; the items that judge its replay."""
-        said = settings(self.config)
         try:
             trace = open_trace(self.trace_path)
-            rules = self._rules(said.rules)
+            rules = self._rules()
         except (TraceError, RuleError) as error:
             raise self.CollectError(str(error)) from error
-        replays = Replays(
-            watched=Watched(self.config, self.ihook, trace),
-            rules=rules,
-            profile=said.profile,
-            engine=said.engine,
-            host=said.host,
-            nodeid=self.nodeid,
-        )
+        replays = Replays(node=self, trace=trace, rules=rules)
         expansion = Replay.from_parent(self, name=self.name, path=self.path, nodeid=self.nodeid)
-        items = expansion.items(replays, rules)
+        items = expansion.items(replays, self._names(rules))
         return self._only_wanted(items) if self.wanted else items
+
+    def _names(self, rules: tuple[Rule, ...]) -> list[str]:
+        """The names of the items: one that an argument names is there, whatever there is an item for."""
+        names = names_of(self.config, rules, elsewhere=self.is_elsewhere)
+        asked = self.wanted or settings(self.config).by_argument.get(self.trace_path)
+        if not asked:
+            return names
+        more = {name.partition("[")[0] for name in asked}.difference(names)
+        return [*names, *(name for name in (ALL, REPLAY, *(rule.id for rule in rules)) if name in more)]
 
     def _only_wanted(self, items: Iterable[TraceItem]) -> Iterator[TraceItem]:
         items = list(items)
@@ -110,60 +132,19 @@ class TraceFile(pytest.Collector):
             if not self.wanted.isdisjoint({item.name, item.originalname}):
                 yield item
 
-    def _rules(self, selection: str) -> tuple[Rule, ...]:
+    def _rules(self) -> tuple[Rule, ...]:
         """The rules that judge this trace, asked for once for all traces that the same hooks count for."""
-        implementations = self.ihook.pytest_xenkvm_rules.get_hookimpls()
-        asked = tuple(id(implementation.function) for implementation in implementations)
-        known = self.session.stash.setdefault(_RULES, {})
-        if asked not in known:
-            known[asked] = select_rules(all_rules(hooked_rules(self.config, self.ihook)), selection)
-        return known[asked]
-
-
-class Replay(pytest.Module):
-    """Makes items that take fixtures as test functions do, once for each parameter of a fixture.
-
-    It is a module so that fixtures may have module scope, and holds a function `replay`, because pytest
-    expands parametrised fixtures for the functions of modules alone. All items take the same fixtures: what
-    pytest finds out about the first holds for all.
-    """
-
-    def __init__(self, **node: Any) -> None:
-        super().__init__(**node)
-        self.obj = ModuleType("xenkvm_trace")
-
-    def items(self, replays: Replays, rules: Iterable[Rule]) -> Iterator[TraceItem]:
-        """The items of all rules, or the one that stands for them."""
-        self.obj.replay = takes
-        expanded = list(self._genfunctions("replay", takes))
-        if settings(self.config).items == PER_TRACE:
-            for function in expanded:
-                yield WholeItem.like(function, "all", replays)
-            return
-        for function in expanded:
-            yield ReplayItem.like(function, "replay", replays)
-        for rule in rules:
-            for function in expanded:
-                yield RuleItem.like(function, rule.id, replays, rule=rule)
+        by_folder = self.session.stash.setdefault(_RULES_THERE, {})
+        if self.parent not in by_folder:
+            implementations = self.ihook.pytest_xenkvm_rules.get_hookimpls()
+            asked = tuple(id(implementation.function) for implementation in implementations)
+            known = self.session.stash.setdefault(_RULES, {})
+            if asked not in known:
+                rules = all_rules(hooked_rules(self.config, self.ihook))
+                known[asked] = select_rules(rules, settings(self.config).rules)
+            by_folder[self.parent] = known[asked]
+        return by_folder[self.parent]
 
 
 def _relative(path: Path, rootdir: Path) -> str:
     return Path(os.path.relpath(path, rootdir)).as_posix()
-
-
-def _invocation_folder(
-    session: pytest.Session, collected: Iterable[pytest.Item | pytest.Collector]
-) -> pytest.Collector:
-    """The node of the folder that pytest was started in; the session if that is no folder of rootdir."""
-    folder, rootdir = session.config.invocation_params.dir, session.config.rootpath
-    for node in collected:
-        for ancestor in node.listchain():
-            if isinstance(ancestor, pytest.Directory) and ancestor.path == folder:
-                return ancestor
-    parent: pytest.Collector = session
-    if rootdir in folder.parents:
-        for path in (*reversed(folder.parents), folder):
-            if path.is_relative_to(rootdir):
-                parent = parent.ihook.pytest_collect_directory(path=path, parent=parent)
-                parent.ihook.pytest_make_collect_report(collector=parent)  # makes its conftest.py count
-    return parent

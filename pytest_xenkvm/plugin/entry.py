@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["xenkvm_guest", "xenkvm_host", "xenkvm_import", "xenkvm_replay", "xenkvm_trace", "xenkvm_vmm"]
 
 _USED: Final = pytest.StashKey[bool]()
+_SAID_BY_WORKERS: Final = pytest.StashKey["str | None"]()
 
 _FOUND_IN_FOLDERS: Final = ".xkt"
 _NAMED_ONLY: Final = (".jsonl", ".jsonl.gz")
@@ -82,7 +83,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--xenkvm-items",
         metavar="KIND",
-        help="rule (the default): an item for each rule; trace: one item a trace, for thousands of them",
+        help="rule: an item for each rule; trace: one a trace; auto (the default): rule up to 500 traces",
     )
     group.addoption(
         "--xenkvm-no-cache", action="store_true", help="replay also what an earlier run has replayed"
@@ -93,7 +94,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addini("xenkvm_host", "as --xenkvm-host", default="emulated")
     parser.addini("xenkvm_engine", "as --xenkvm-engine", default="model")
     parser.addini("xenkvm_rules", "as --xenkvm-rules", default="")
-    parser.addini("xenkvm_items", "as --xenkvm-items", default="rule")
+    parser.addini("xenkvm_items", "as --xenkvm-items", default="auto")
     parser.addini("xenkvm_vmm", "as --xenkvm-vmm", default="")
 
 
@@ -143,7 +144,7 @@ def _is_used(config: pytest.Config) -> bool:
         or config.getini("xenkvm_engine") != "model"
         or config.getini("xenkvm_rules")
         or config.getini("xenkvm_vmm")
-        or config.getini("xenkvm_items") != "rule"
+        or config.getini("xenkvm_items") != "auto"
         or reporting.asks_for_files(config)
         or any(_is_trace(argument.partition("::")[0]) for argument in config.args)
     )
@@ -160,6 +161,20 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     from pytest_xenkvm.plugin.session import header  # noqa: PLC0415
 
     return header(config)
+
+
+def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> str | None:
+    """Say why there is an item for each trace, if nobody asked for that."""
+    if config.option.collectonly and config.option.verbose < 0:
+        return None  # programs read that output
+    nodeids = [item.nodeid for item in items if hasattr(item, "replays")]
+    return _why_per_trace(config, nodeids) if nodeids else None
+
+
+def _why_per_trace(config: pytest.Config, nodeids: list[str]) -> str | None:
+    from pytest_xenkvm.plugin.kinds import why_per_trace  # noqa: PLC0415
+
+    return why_per_trace(config, nodeids)
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> TraceFile | None:
@@ -233,6 +248,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadGroupSch
 
 
 @pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node: WorkerController, ids: list[str]) -> None:
+    """Remember for the end what a worker can't say."""
+    nodeids = [nodeid for nodeid in ids if _is_trace(nodeid.partition("::")[0])]
+    if nodeids:
+        node.config.stash[_SAID_BY_WORKERS] = _why_per_trace(node.config, nodeids)
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: WorkerController) -> None:
     """Tell a worker in another folder or on another machine where the traces are there."""
     if node.config.option.xenkvm_trace:
@@ -246,3 +269,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     from pytest_xenkvm.plugin.terminal import write_summary  # noqa: PLC0415
 
     write_summary(terminalreporter)
+    said = terminalreporter.config.stash.get(_SAID_BY_WORKERS, None)
+    if said is not None:
+        terminalreporter.line(said)

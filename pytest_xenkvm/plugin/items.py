@@ -6,9 +6,10 @@ import shlex
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, Final, NoReturn, cast
 
 import pytest
+from attrs import frozen
 
 from pytest_xenkvm.plugin.overridden import in_place_of_option
 from pytest_xenkvm.plugin.replays import Replays, Told, check_behaviour
@@ -29,6 +30,22 @@ def takes(xenkvm_vmm: VmmBehaviour | None) -> None:
     """Nothing but the fixtures that an item takes."""
 
 
+ALL: Final = "all"
+"""The name of the item that stands for all others."""
+REPLAY: Final = "replay"
+"""The name of the item that compares."""
+
+
+@frozen
+class Expansion:
+    """What an item needs to be set up as a function that pytest expanded."""
+
+    suffix: str
+    """Parameters in brackets, or nothing."""
+    callspec: Any
+    fixtureinfo: Any
+
+
 class TraceItem(pytest.Function):
     """Judges the replay of a trace; takes fixtures as a test function does."""
 
@@ -41,15 +58,17 @@ class TraceItem(pytest.Function):
     """Those that it judges."""
 
     @classmethod
-    def like(cls, function: pytest.Function, name: str, replays: Replays, **more: Any) -> Any:
+    def like(
+        cls, expansion: Expansion, parent: pytest.Module, name: str, replays: Replays, **more: Any
+    ) -> Any:
         """An item of that name in place of a function that pytest expanded."""
-        callspec = getattr(function, "callspec", None)
+        callspec = expansion.callspec
         item = cls.from_parent(
-            function.parent,
-            name=name + function.name.removeprefix(function.originalname),
+            parent,
+            name=name + expansion.suffix,
             callobj=takes,
             callspec=callspec,
-            fixtureinfo=function._fixtureinfo,  # noqa: SLF001 - what pytest itself hands to an expanded function
+            fixtureinfo=expansion.fixtureinfo,
             keywords=None if callspec is None else {callspec.id: True},
             originalname=name,
         )
@@ -123,7 +142,7 @@ class ReplayItem(TraceItem):
     def describe(self) -> None:
         """Mark it as an item of a trace."""
         super().describe()
-        self.add_marker(pytest.mark.xenkvm)
+        self.add_marker(_unnamed_marker())
 
     def judge(self, result: ReplayResult) -> None:
         """Fail with the divergences."""
@@ -205,6 +224,11 @@ def _is_expected(verdict: Verdict, config: pytest.Config) -> bool:
 
 def _summary(verdict: Verdict) -> str:
     return f"{verdict.rule.id} ({verdict.rule.level.value}): {finding_lines(verdict.findings[0])[0]}"
+
+
+@lru_cache(maxsize=1)
+def _unnamed_marker() -> pytest.MarkDecorator:
+    return pytest.mark.xenkvm
 
 
 @lru_cache(maxsize=1024)

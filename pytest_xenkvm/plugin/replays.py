@@ -39,22 +39,21 @@ class Told:
 class Replays:
     """The replays of one trace: one for each parameter of the fixture `xenkvm_vmm`, done when first asked."""
 
-    watched: Watched[Trace]
+    node: pytest.Collector
+    """The trace's."""
+    trace: Trace
+    """What is replayed."""
     rules: tuple[Rule, ...]
-    profile: str
-    engine: str
-    host: str
-    nodeid: str
+
+    @property
+    def nodeid(self) -> str:
+        """The trace's."""
+        return self.node.nodeid
 
     @property
     def played_by(self) -> str:
         """What plays the guest, for reports: the engine, or "kvm"."""
-        return settings(self.watched.config).played_by
-
-    @property
-    def trace(self) -> Trace:
-        """What is replayed."""
-        return self.watched.trace
+        return settings(self.node.config).played_by
 
     _done: dict[str, ReplayResult | Told] = field(factory=dict, init=False)
     _timelines: dict[str, JsonObject] = field(factory=dict, init=False)
@@ -69,19 +68,21 @@ class Replays:
         __tracebackhide__ = True
         if parameters in self._done:
             return self._done[parameters]
+        config, said = self.node.config, settings(self.node.config)
+        watched = Watched(config, self.node.ihook, self.trace)  # now that all conftest.py files are known
         options = ReplayOptions(
-            profile=self.profile,
-            profiles=hooked_profiles(self.watched.config, self.watched.hook),
-            engine=self.engine,
-            host=self.host,
+            profile=said.profile,
+            profiles=hooked_profiles(config, watched.hook),
+            engine=said.engine,
+            host=said.host,
             behaviour=behaviour,
         )
         try:
-            timeline = new_timeline(self.watched.config, self.trace.header)
+            timeline = new_timeline(config, self.trace.header)
             if timeline is None:
-                found = replay_once(self.watched, self.rules, options, lambda: self._replay(options))
+                found = replay_once(watched, self.rules, options, lambda: self._replay(watched, options))
             else:  # no cache holds what a timeline shows
-                found = Outcome(self._replay(options, timeline))
+                found = Outcome(self._replay(watched, options, timeline))
                 self._timelines[parameters] = timeline_json(timeline, found.result)
         except (TraceError, ReplayError, HostError, VmmError) as error:
             self._done[parameters] = Told(str(error).partition("\n")[0])  # without an adapter's stderr
@@ -95,10 +96,12 @@ class Replays:
             self._cached.add(parameters)
         return found.result
 
-    def _replay(self, options: ReplayOptions, timeline: TimelineObserver | None = None) -> ReplayResult:
+    def _replay(
+        self, watched: Watched[Trace], options: ReplayOptions, timeline: TimelineObserver | None = None
+    ) -> ReplayResult:
         __tracebackhide__ = True
-        with progress_of(self.watched.config, self.trace) as progress:
-            return run_observed(self.watched, self.rules, options, timeline, progress)
+        with progress_of(watched.config, self.trace) as progress:
+            return run_observed(watched, self.rules, options, timeline, progress)
 
     def is_cached(self, parameters: str) -> bool:
         """Whether an earlier run, or another worker, did that replay."""

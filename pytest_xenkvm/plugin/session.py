@@ -1,8 +1,8 @@
 """What the options ask for, checked once at the start: host, profile, engine, rules, VMM, traces.
 
-Traces get their node ids here. One inside rootdir is named by its relative path, as any test file is, and is
-handed to pytest as an argument. One elsewhere is named by as much of the end of its path as makes it unique,
-which for a bundled trace is `linux-boot.xkt`; `collect` adds it to the session.
+Traces get their node ids here. One inside rootdir is named by its relative path, as any test file is. One
+elsewhere is named by as much of the end of its path as makes it unique, which for a bundled trace is
+`linux-boot.xkt`; `collect` adds it to the session.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pytest
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from pytest_xenkvm.core.profile import Profile
 from pytest_xenkvm.replay.errors import ReplayError
@@ -31,9 +32,10 @@ if TYPE_CHECKING:  # the importers are loaded when one is used
     from pytest_xenkvm.trace.importers import NamedImporter
 
 
+AUTO_ITEMS: Final = "auto"
 PER_RULE: Final = "rule"
 PER_TRACE: Final = "trace"
-"""What there is an item for."""
+"""What there is an item for; `kinds` says what "auto" comes to."""
 
 
 @frozen(kw_only=True)
@@ -61,8 +63,10 @@ class Settings:
     elsewhere: tuple[TraceElsewhere, ...] = ()
     by_option: tuple[Path, ...] = ()
     """Traces inside rootdir that options or ini file name."""
-    by_argument: frozenset[Path] = frozenset()
-    """Those that arguments name."""
+    off_arguments: tuple[Path, ...] = ()
+    """Those of them that no argument names, nor a folder that they are in."""
+    by_argument: Mapping[Path, frozenset[str]] = field(factory=dict)
+    """What arguments name: files and folders, and which items of a file, without parameters."""
     names: tuple[str, ...] = ()
     """Node ids of the traces that options or ini file name."""
 
@@ -91,8 +95,8 @@ def settings(config: pytest.Config) -> Settings:
 def resolve(config: pytest.Config) -> None:
     """Check the options and find the traces; raises UsageError.
 
-    Traces inside rootdir are appended to `config.args`, unless those cover them already (pytest 8.0 would
-    then forget the folder); arguments that name other traces are taken out.
+    Arguments that name traces outside of rootdir are taken out of `config.args`. Traces inside that no
+    argument covers are not put there: pytest collects a whole folder anew for each file that is an argument.
     """
     said = settings(config)
     try:
@@ -173,8 +177,9 @@ def _said(config: pytest.Config) -> Settings:
 
 
 def _check_items(name: str) -> None:
-    if name not in {PER_RULE, PER_TRACE}:
-        raise pytest.UsageError(f"--xenkvm-items: {name!r} is neither {PER_RULE} nor {PER_TRACE}")
+    kinds = (AUTO_ITEMS, PER_RULE, PER_TRACE)
+    if name not in kinds:
+        raise pytest.UsageError(f"--xenkvm-items: there is no {name!r} (known: {', '.join(kinds)})")
 
 
 def _maker(config: pytest.Config, spec: str) -> Maker:
@@ -208,7 +213,7 @@ def traces_of(spec: str, folder: Path) -> list[Path]:
 
 def spelling(path: Path, folder: Path) -> str:
     """How a command line in `folder` names a trace: `@NAME` if it is bundled, else its path."""
-    if path in bundled_traces().values():
+    if path in _bundled():
         return f"{BUNDLED_PREFIX}{path.stem}"
     return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
@@ -222,7 +227,6 @@ def given_options(config: pytest.Config) -> list[str]:
         "--xenkvm-engine": option.xenkvm_engine,
         "--xenkvm-rules": option.xenkvm_rules,
         "--xenkvm-vmm": option.xenkvm_vmm,
-        "--xenkvm-items": option.xenkvm_items,
     }
     strict = ["--xenkvm-strict"] if option.xenkvm_strict else []
     return [*(f"{name}={value}" for name, value in named.items() if value), *strict]
@@ -241,11 +245,17 @@ def replay_options(config: pytest.Config) -> list[str]:
 
 def node_id_suffices(config: pytest.Config, path: Path) -> bool:
     """Whether a node id leads back to this trace without an option that names it."""
-    return _relative(config, path) is not None or path in bundled_traces().values()
+    return _relative(config, path) is not None or path in _bundled()
 
 
 def _bundled_file(name: str) -> Path | None:
-    return {path.name: path for path in bundled_traces().values()}.get(name)
+    return {path.name: path for path in _bundled()}.get(name)
+
+
+@cache
+def _bundled() -> frozenset[Path]:
+    """The bundled traces, looked for once: there may be thousands of other traces."""
+    return frozenset(bundled_traces().values())
 
 
 def _with_traces(config: pytest.Config, said: Settings) -> Settings:
@@ -253,12 +263,12 @@ def _with_traces(config: pytest.Config, said: Settings) -> Settings:
     configured = _found(config.getini("xenkvm_traces"), _ini_folder(config))
     arguments_given = config.args_source is config.ArgsSource.ARGS
     collected = optional if arguments_given else dict.fromkeys([*optional, *configured])
-    outside = [path for path in [*optional, *configured] if _relative(config, path) is None]
-    inside = [path for path in collected if path not in outside]
+    inside_ids = {path: _relative(config, path) for path in dict.fromkeys([*optional, *configured])}
+    outside = [path for path, nodeid in inside_ids.items() if nodeid is None]
+    inside = {path: nodeid for path in collected if (nodeid := inside_ids[path]) is not None}
     known = _name(config, outside)
     wanted = _take_arguments(config, known)
-    arguments = frozenset(config.invocation_params.dir / arg.partition("::")[0] for arg in config.args)
-    config.args += [str(path) for path in inside if arguments.isdisjoint({path, *path.parents})]
+    arguments = _named(config)
     named = {path: known[path] for path in collected if path in known}
     named |= {path: known[path] for path in wanted}
     return evolve(
@@ -268,9 +278,20 @@ def _with_traces(config: pytest.Config, said: Settings) -> Settings:
             for path, nodeid in named.items()
         ),
         by_option=tuple(inside),
+        off_arguments=tuple(path for path in inside if arguments.keys().isdisjoint({path, *path.parents})),
         by_argument=arguments,
-        names=(*(str(_relative(config, path)) for path in inside), *named.values()),
+        names=(*inside.values(), *named.values()),
     )
+
+
+def _named(config: pytest.Config) -> dict[Path, frozenset[str]]:
+    """What the arguments name, with the names of items."""
+    named: dict[Path, frozenset[str]] = {}
+    for argument in config.args:
+        file, separator, name = argument.partition("::")
+        path = Path(os.path.abspath(config.invocation_params.dir / file))  # noqa: PTH100 - as pytest does
+        named[path] = named.get(path, frozenset()) | ({name.partition("[")[0]} if separator else frozenset())
+    return named
 
 
 def _found(specs: Iterable[str], folder: Path) -> dict[Path, None]:
@@ -287,20 +308,22 @@ def _relative(config: pytest.Config, path: Path) -> str | None:
 
     A bundled trace is elsewhere, even if the virtual environment that it is installed in is not.
     """
-    if not path.is_relative_to(config.rootpath) or path in bundled_traces().values():
+    name = str(path)
+    folder = str(config.rootpath).rstrip("/") + "/"
+    if not name.startswith(folder) or "[" in name or "::" in name or path in _bundled():
         return None
-    return None if "[" in str(path) or "::" in str(path) else path.relative_to(config.rootpath).as_posix()
+    return name.removeprefix(folder)
 
 
 def _name(config: pytest.Config, paths: Iterable[Path]) -> dict[Path, str]:
     """A node id for each trace outside rootdir: the shortest end of its path that nothing else has."""
     named: dict[Path, str] = {}
+    taken: set[str] = set()
     for path in paths:
         ends = ("/".join(path.parts[-count:]) for count in range(1, len(path.parts) + 1))
-        named[path] = next(
-            (end for end in ends if end not in named.values() and not (config.rootpath / end).exists()),
-            str(path),
-        )
+        free = (end for end in ends if end not in taken and not (config.rootpath / end).exists())
+        named[path] = next(free, str(path))
+        taken.add(named[path])
     return named
 
 

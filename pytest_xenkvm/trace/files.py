@@ -56,8 +56,8 @@ def open_trace(path: str | Path) -> Trace:
     path = Path(path)
     with reading(path) as file:
         start = file.read(len(MAGIC))
-    if start == MAGIC:
-        return XktTrace(path)
+        if start == MAGIC:
+            return XktTrace(path, file=file)
     if start.startswith(GZIP_MAGIC) or start.lstrip().startswith(b"{"):
         return JsonlTrace(path)
     if not start:

@@ -74,18 +74,27 @@ class XktTrace:
     """A trace in an xkt file, read as it is iterated. Raises `TraceError` if it can't be.
 
     With `salvage`, a file that its writer couldn't finish is read up to its last whole block; so is one
-    whose header says that it is unfinished (`UNFINISHED`).
+    whose header says that it is unfinished (`UNFINISHED`). `file` is that file if it is open, to read it by.
     """
 
-    def __init__(self, path: Path, *, salvage: bool = False) -> None:
+    def __init__(self, path: Path, *, salvage: bool = False, file: BinaryIO | None = None) -> None:
         self.path = path
         self.salvage = salvage
-        with reading(path) as file, self._complaints():
+        if file is None:
+            with reading(path) as opened:
+                self._read_ends(opened)
+        else:
+            file.seek(0)
+            self._read_ends(file)
+
+    def _read_ends(self, file: BinaryIO) -> None:
+        """Read header and totals."""
+        with self._complaints():
             blocks.read_prefix(file)
             self._header_content = self._read_header_block(file)
             self.header = _read_header(self._header_content)
-            self.salvage = salvage = salvage or self.header.extra.get(UNFINISHED) is True
-            closing = blocks.find_closing(file, salvage=salvage)
+            self.salvage = self.salvage or self.header.extra.get(UNFINISHED) is True
+            closing = blocks.find_closing(file, salvage=self.salvage)
             self._totals = None if closing is None else _read_totals(closing)
 
     @property

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from small_traces import ANSWERED, write
+
+from pytest_xenkvm.plugin.collect import TraceFile
 
 Collect = Callable[..., list[str]]
 Run = Callable[..., pytest.RunResult]
@@ -127,3 +130,41 @@ def test_only_the_traces_run_in_an_empty_folder(
     result = run_anyhow(option, "--rootdir", project.path)
     result.assert_outcomes(passed=3, skipped=1)
     assert result.ret == pytest.ExitCode.OK
+
+
+def test_traces_that_no_argument_leads_to(
+    project: pytest.Pytester, traces: Path, run: Run, collect: Collect
+) -> None:
+    """Named by an option beside other arguments, a trace has the conftest.py of its folder."""
+    traces.joinpath("conftest.py").write_text(
+        "import pytest\n@pytest.fixture\ndef xenkvm_vmm(request): print('in', request.node.nodeid)\n"
+    )
+    traces.joinpath("test_there.py").write_text("def test_there(xenkvm_vmm): pass")
+    write(traces / "inner" / "b.xkt", *ANSWERED)
+    tests = project.mkdir("tests")
+    tests.joinpath("test_own.py").write_text("def test_own(): pass")
+    own = "tests/test_own.py::test_own"
+    option = "--xenkvm-trace=traces"
+    assert collect(option, tests) == [own, *items("traces/good.xkt"), *items("traces/inner/b.xkt")]
+    result = run(option, tests, "traces/test_there.py", "-s")
+    result.assert_outcomes(passed=8, skipped=2)
+    assert result.stdout.str().count("in traces/") == 9
+
+
+def test_one_of_many_is_not_looked_for_among_all(
+    project: pytest.Pytester, traces: Path, monkeypatch: pytest.MonkeyPatch, collect: Collect
+) -> None:
+    """Traces beside the arguments take time in proportion to their number: none is made a node twice."""
+    made = []
+    real = TraceFile.__init__
+
+    def init(node: TraceFile, **more: Any) -> None:
+        made.append(node)
+        real(node, **more)
+
+    monkeypatch.setattr(TraceFile, "__init__", init)
+    for number in range(20):
+        write(traces / f"{number:02}.xkt", *ANSWERED)
+    tests = project.mkdir("tests")
+    assert len(collect("--xenkvm-trace=traces", "--xenkvm-items=trace", tests)) == 21
+    assert len(made) == 21
