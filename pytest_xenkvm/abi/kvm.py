@@ -24,6 +24,10 @@ KVM_CAP_SPLIT_IRQCHIP: Final = 121
 
 USER_MEMORY_REGION: Final = Struct("<IIQQQ")
 """slot, flags, guest_phys_addr, memory_size (bytes), userspace_addr."""
+MEM_LOG_DIRTY_PAGES: Final = 1 << 0
+"""KVM_MEM_LOG_DIRTY_PAGES, a slot's flag."""
+DIRTY_LOG: Final = Struct("<I4xQ")
+"""slot, dirty_bitmap: the host address of a bit for each page."""
 ENABLE_CAP: Final = Struct("<IIQ88x")
 """cap, flags, args[0]."""
 CPUID_HEADER: Final = Struct("<I4x")
@@ -53,6 +57,7 @@ KVM_CREATE_VM: Final = _request(0x01)
 KVM_GET_VCPU_MMAP_SIZE: Final = _request(0x04)
 KVM_GET_SUPPORTED_CPUID: Final = _request(0x05, CPUID_HEADER.size, _READ | _WRITE)
 KVM_CREATE_VCPU: Final = _request(0x41)
+KVM_GET_DIRTY_LOG: Final = _request(0x42, DIRTY_LOG.size, _WRITE)
 KVM_SET_USER_MEMORY_REGION: Final = _request(0x46, USER_MEMORY_REGION.size, _WRITE)
 KVM_CREATE_IRQCHIP: Final = _request(0x60)
 KVM_RUN: Final = _request(0x80)

@@ -51,6 +51,7 @@ def write_msr(vm: VmState, msr: int, value: int, *, long_mode_active: bool) -> M
         page = None if offset else kernel_page(vm.cpu_vendor)
     if page is None or not vm.memory.write(value - offset, page):
         return MsrWrite.GP
+    vm.memory.mark_dirty(value - offset)
     return MsrWrite.OK
 
 

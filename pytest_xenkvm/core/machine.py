@@ -8,7 +8,7 @@ WRMSR; then the kernel delivers what that caused, and the guest takes interrupts
 from __future__ import annotations
 
 from collections.abc import Sequence
-from errno import EINVAL
+from errno import EINVAL, ENOENT
 from typing import Any, Final
 
 from attrs import define, frozen
@@ -84,11 +84,33 @@ class XenVm:
 
     # Ioctls
 
-    def add_memory(self, gpa: int, buffer: Buffer) -> None:
+    def add_memory(self, gpa: int, buffer: Buffer, *, log_dirty: bool = False) -> None:
         """KVM_SET_USER_MEMORY_REGION with a new slot, which overlaps no other."""
-        self.state.memory.add(gpa, buffer)
-        for area in self.state.areas:
-            area.slots_changed()
+        self.state.memory.add(gpa, buffer, log_dirty=log_dirty)
+        self._slots_changed()
+
+    def remove_memory(self, gpa: int) -> int:
+        """KVM_SET_USER_MEMORY_REGION of size 0 for the slot at `gpa`, and munmap() of its memory; its size.
+
+        Raises KvmError -EINVAL if no slot begins there.
+        """
+        slot = self.state.memory.remove(gpa)
+        if slot is None:
+            raise KvmError(EINVAL)
+        self._slots_changed()
+        return slot.end - slot.gpa
+
+    def dirty_log(self, gpa: int) -> frozenset[int]:
+        """KVM_GET_DIRTY_LOG of the slot at `gpa`: guest addresses of pages marked dirty since the last time.
+
+        Raises KvmError -ENOENT if there is no such slot, or it keeps no log.
+        """
+        log = self.state.memory.dirty_log(gpa)
+        if log is None:
+            raise KvmError(ENOENT)
+        found = frozenset(log)
+        log.clear()
+        return found
 
     def check_extension(self, capability: int) -> int:
         """KVM_CHECK_EXTENSION for the two capabilities that matter here; 0 for others."""
@@ -227,6 +249,10 @@ class XenVm:
     def set_clock(self, now: int) -> None:
         """KVM_SET_CLOCK: the VM's clock (u64 ns), forwards or backwards; timers take as long as before."""
         timer.set_clock(self.state, now)
+
+    def _slots_changed(self) -> None:
+        for area in self.state.areas:
+            area.slots_changed(self.state.memory)
 
     def _settle(self, vcpu: VcpuState) -> None:
         if vcpu.deferred_sel:

@@ -146,6 +146,7 @@ def write_guest(vm: VmState, vcpu: VcpuState, *, atomic: bool = False) -> None:
     if size <= room:
         _STATE.pack_into(head, 0, account.state)
         _TIMES.pack_into(head, start, account.entry_time & U64_MAX, *account.times)
+        vcpu.runstate_head.mark_dirty()
         return
     tail = vcpu.runstate_tail.mapped if atomic else _tail(vm, vcpu, size - room)
     if tail is None:
@@ -155,6 +156,8 @@ def write_guest(vm: VmState, vcpu: VcpuState, *, atomic: bool = False) -> None:
     _TIMES.pack_into(image, start, account.entry_time & U64_MAX, *account.times)
     head[:] = image[:room]
     tail[: size - room] = image[room:]
+    vcpu.runstate_head.mark_dirty()
+    vcpu.runstate_tail.mark_dirty()
 
 
 def _tail(vm: VmState, vcpu: VcpuState, size: int) -> memoryview | None:

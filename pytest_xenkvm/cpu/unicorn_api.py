@@ -63,6 +63,7 @@ _ARGUMENTS: Final[dict[str, tuple[Any, ...]]] = {
     "uc_emu_start": (c_void_p, c_uint64, c_uint64, c_uint64, c_size_t),
     "uc_emu_stop": (c_void_p,),
     "uc_mem_map_ptr": (c_void_p, c_uint64, c_size_t, c_uint32, c_void_p),
+    "uc_mem_unmap": (c_void_p, c_uint64, c_size_t),
     "uc_reg_read_batch": (c_void_p, c_void_p, c_void_p, c_int),
     "uc_reg_write_batch": (c_void_p, c_void_p, c_void_p, c_int),
     "uc_reg_read": (c_void_p, c_int, c_void_p),
@@ -208,6 +209,11 @@ class Unicorn:
         pointer = ctypes.addressof(exported)
         _check(_LIBRARY.uc_mem_map_ptr(self._handle, address, len(memory), _ALL_ACCESS, pointer))
         self._keep[address] = exported
+
+    def unmap(self, address: int, size: int) -> None:
+        """Take from the CPU what was mapped at `address`; raises UnicornError."""
+        _check(_LIBRARY.uc_mem_unmap(self._handle, address, size))
+        self._keep.pop(address, None)
 
     def flush_code(self) -> None:
         """Forget translations: whoever but the guest changes code must say so."""

@@ -166,15 +166,31 @@ class EmulatedVm:
             raise UnseenMemory(f"vCPU {vcpu} waits for no answer: only then are its page tables known")
         return self._forwarded[vcpu].translate(gva)
 
-    def add_memory(self, gpa: int, size: int) -> None:
+    def add_memory(self, gpa: int, size: int, *, log_dirty: bool = False) -> None:
         if self.machine.state.memory.overlaps(gpa, size):
             raise HostError(f"a memory slot of {size} bytes at {gpa:#x} overlaps memory that the VM has")
         ((_gpa, buffer),) = map_slots([MemorySlot(gpa=gpa, size=size)])
         self.share(gpa, buffer)
-        self.machine.add_memory(gpa, buffer)
+        self.machine.add_memory(gpa, buffer, log_dirty=log_dirty)
+
+    def remove_memory(self, gpa: int) -> None:
+        try:
+            size = self.machine.remove_memory(gpa)
+        except KvmError as error:
+            raise HostError(f"there is no memory slot at {gpa:#x} to take away") from error
+        self.unshare(gpa, size)
+
+    def dirty_log(self, gpa: int) -> frozenset[int]:
+        try:
+            return self.machine.dirty_log(gpa)
+        except KvmError as error:
+            raise HostError(f"the memory at {gpa:#x} keeps no log of dirty pages") from error
 
     def share(self, gpa: int, buffer: mmap.mmap) -> None:
         """Let the guest's CPU have new memory, where there is one."""
+
+    def unshare(self, gpa: int, size: int) -> None:
+        """Take memory from the guest's CPU, where there is one."""
 
     def gpa_to_hva(self, gpa: int) -> int | None:
         return self.machine.state.memory.gpa_to_hva(gpa)

@@ -75,10 +75,21 @@ class HostVm(Protocol):
     def translate(self, vcpu: int, gva: int) -> int | None:
         """The guest address behind a virtual one; None where nothing is mapped. Raises as `read_virtual`."""
 
-    def add_memory(self, gpa: int, size: int) -> None:
+    def add_memory(self, gpa: int, size: int, *, log_dirty: bool = False) -> None:
         """Give the VM one more slot of zeroed memory (bytes, whole pages); raises HostError if it can't be.
 
-        KVM then finds its mappings of areas by guest address stale (`kvm_gpc_check`).
+        KVM then finds its mappings of areas by guest address stale (`kvm_gpc_check`). `log_dirty`:
+        KVM_MEM_LOG_DIRTY_PAGES, for `dirty_log`.
+        """
+
+    def remove_memory(self, gpa: int) -> None:
+        """Take the slot away that `add_memory` added at `gpa`, and unmap its memory; raises HostError."""
+
+    def dirty_log(self, gpa: int) -> frozenset[int]:
+        """KVM_GET_DIRTY_LOG of the slot that was added at `gpa`: the pages marked dirty since the last time.
+
+        By their guest addresses. Only what guest and kernel write counts, `write_memory` doesn't. Raises
+        HostError if the slot keeps no log.
         """
 
     def gpa_to_hva(self, gpa: int) -> int | None:

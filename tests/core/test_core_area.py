@@ -106,12 +106,36 @@ def test_a_refused_area_is_usable_once_there_is_memory(*, by_host: bool) -> None
 def test_other_slots_make_a_mapping_stale() -> None:
     """After a change of slots an area by guest address must be mapped anew, one by host address needn't."""
     area = usable_area()
-    area.slots_changed()
+    area.slots_changed(MEMORY)
     assert (area.active, area.mapped) == (True, None)
     assert address(area) == 64
     area.activate_hva(MEMORY, HVA_BASE, 64)
-    area.slots_changed()
+    area.slots_changed(MEMORY)
     assert area.mapped is not None
+
+
+def test_an_area_without_host_memory_is_refused() -> None:
+    """An area by host address is no longer usable once the memory there is gone."""
+    memory, area = GuestMemory([(0, bytearray(PAGE))]), MemoryArea()
+    area.activate_hva(memory, HVA_BASE, 64)
+    memory.remove(0)
+    area.slots_changed(memory)
+    assert refusal(area.usable, memory) == EFAULT
+
+
+def test_dirty_pages_of_an_area() -> None:
+    """An area by guest address marks its page in the log of its slot; others have none."""
+    memory, area = GuestMemory([(0, bytearray(PAGE))]), MemoryArea()
+    memory.add(4 * PAGE, bytearray(2 * PAGE), log_dirty=True)
+    for gpa in (64, 5 * PAGE + 64):
+        area.activate_gpa(memory, gpa, 64)
+        area.mark_dirty()
+    hva = memory.gpa_to_hva(4 * PAGE)
+    assert hva is not None
+    area.activate_hva(memory, hva, 64)
+    area.mark_dirty()
+    assert memory.dirty_log(4 * PAGE) == {5 * PAGE}
+    assert memory.dirty_log(0) is None
 
 
 def test_an_area_that_is_off_stays_off() -> None:

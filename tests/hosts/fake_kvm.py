@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
 from collections.abc import Callable
@@ -32,6 +33,10 @@ class FakeKvm:
     """File and request of each ioctl."""
     slots: list[tuple[int, int]] = Factory(list)
     """Guest address and size of each memory slot."""
+    slot_numbers: list[tuple[int, int]] = Factory(list)
+    """Number and flags of each."""
+    dirty_bitmap: bytes = b""
+    """What KVM_GET_DIRTY_LOG stores."""
     closed: list[int] = Factory(list)
     runs: dict[int, mmap.mmap] = Factory(dict)
     interruptions: int = 0
@@ -65,8 +70,12 @@ class FakeKvm:
             assert isinstance(argument, bytearray)
             kvm.CPUID_HEADER.pack_into(argument, 0, 1)
         elif request == kvm.KVM_SET_USER_MEMORY_REGION:
-            _slot, _flags, gpa, size, _hva = kvm.USER_MEMORY_REGION.unpack(bytes(self._bytes(argument)))
+            slot, flags, gpa, size, _hva = kvm.USER_MEMORY_REGION.unpack(bytes(self._bytes(argument)))
             self.slots.append((gpa, size))
+            self.slot_numbers.append((slot, flags))
+        elif request == kvm.KVM_GET_DIRTY_LOG:
+            _slot, bitmap = kvm.DIRTY_LOG.unpack(bytes(self._bytes(argument)))
+            ctypes.memmove(bitmap, self.dirty_bitmap, len(self.dirty_bitmap))
         elif request == kvm.KVM_RUN:
             return self._run(fd)
         return 0

@@ -211,6 +211,34 @@ def test_a_slot_more(kernel: FakeKvm, vm: DevKvmVm) -> None:
     assert vm.read_memory(0x5000_0000, 1) is None
 
 
+def test_a_slot_that_goes(kernel: FakeKvm, vm: DevKvmVm) -> None:
+    """A slot that was added can be deleted, and its number isn't used again; another one is a HostError."""
+    vm.add_memory(1 << 30, 4096)
+    vm.remove_memory(1 << 30)
+    assert kernel.slots[-1] == (1 << 30, 0)
+    assert vm.read_memory(1 << 30, 1) is None
+    vm.add_memory(1 << 30, 4096)
+    (first, _), (deleted, _), (second, _) = kernel.slot_numbers[-3:]
+    assert first == deleted != second
+    for gpa in (0, 2 << 30):
+        with pytest.raises(HostError, match=f"no memory slot was added at {gpa:#x}"):
+            vm.remove_memory(gpa)
+    kernel.refused[kvm.KVM_SET_USER_MEMORY_REGION] = errno.EINVAL
+    with pytest.raises(HostError, match="doesn't delete the slot at 0x40000000: errno 22"):
+        vm.remove_memory(1 << 30)
+
+
+def test_a_slots_dirty_pages(kernel: FakeKvm, vm: DevKvmVm) -> None:
+    """A bit of KVM_GET_DIRTY_LOG is a page of the slot; a slot without a log is a HostError."""
+    vm.add_memory(1 << 30, 66 * 4096, log_dirty=True)
+    assert kernel.slot_numbers[-1][1] == kvm.MEM_LOG_DIRTY_PAGES
+    kernel.dirty_bitmap = b"\x05" + bytes(7) + b"\x02" + bytes(7)
+    assert vm.dirty_log(1 << 30) == {1 << 30, (1 << 30) + 2 * 4096, (1 << 30) + 65 * 4096}
+    kernel.refused[kvm.KVM_GET_DIRTY_LOG] = errno.ENOENT
+    with pytest.raises(HostError, match="slot at 0x40000000 keeps no log of dirty pages: errno 2"):
+        vm.dirty_log(1 << 30)
+
+
 def test_a_signal_doesnt_end_an_event(kernel: FakeKvm, vm: DevKvmVm) -> None:
     """KVM_RUN that a signal ended goes on, without handing registers in again."""
     kernel.interruptions = 3

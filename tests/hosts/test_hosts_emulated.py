@@ -279,6 +279,32 @@ def test_more_memory(vm: EmulatedVm) -> None:
     assert vm.hva_to_gpa(hva) == 4 * PAGE
 
 
+def test_a_slot_that_goes(vm: EmulatedVm) -> None:
+    """A slot can be taken away, and one put in its place; where there is none it is a HostError."""
+    vm.add_memory(4 * PAGE, PAGE)
+    vm.remove_memory(4 * PAGE)
+    assert vm.read_memory(4 * PAGE, 1) is None
+    with pytest.raises(HostError, match=f"no memory slot at {4 * PAGE:#x}"):
+        vm.remove_memory(4 * PAGE)
+    vm.add_memory(4 * PAGE, PAGE)
+    assert vm.read_memory(4 * PAGE, 1) == b"\0"
+
+
+def test_dirty_pages(vm: EmulatedVm) -> None:
+    """The log has what the kernel wrote since it was last read, and nothing that the VMM stored."""
+    vm.add_memory(8 * PAGE, 2 * PAGE, log_dirty=True)
+    vm.write_memory(8 * PAGE, b"\1")
+    info = attribute(VcpuAttr.VCPU_INFO, (9 * PAGE).to_bytes(8, "little"))
+    assert vm.ioctl(ioctls.KVM_XEN_VCPU_SET_ATTR, info, vcpu=0) == 0
+    assert vm.dirty_log(8 * PAGE) == set()
+    vm.run(0)
+    assert vm.dirty_log(8 * PAGE) == {9 * PAGE}
+    assert vm.dirty_log(8 * PAGE) == set()
+    for gpa in (0, 20 * PAGE):
+        with pytest.raises(HostError, match=f"at {gpa:#x} keeps no log"):
+            vm.dirty_log(gpa)
+
+
 @pytest.mark.parametrize(("longmode", "rax"), [(True, 1 << 32 | 34), (False, 34)])
 def test_an_answer_after_rip_was_moved(*, vm: EmulatedVm, longmode: bool, rax: int) -> None:
     """A guest that the VMM moved elsewhere doesn't get the answer: its RAX is still the call's number."""
