@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import pytest
 
+from pytest_xenkvm.abi.numbers import INVALID_GPA, VcpuAttr
 from pytest_xenkvm.trace.events import NowPlus
 
 from .kit.hosts import Builder
-from .kit.polling import PORT, blocked_for, until_timeout
+from .kit.polling import PORT, at_once, blocked_for, until_timeout
 from .kit.setting import MS, SECOND
 
 pytestmark = pytest.mark.source("kvm_xen_schedop_poll, kvm_xen_check_poller")
 
 GSI = 5
+
+
+def test_event_that_waits(new_vm: Builder) -> None:
+    """While a selector bit waits for vcpu_info no poll blocks, whatever its ports."""
+    vm = new_vm.timers()
+    vcpu = vm.vcpus[0]
+    vcpu.set(VcpuAttr.VCPU_INFO, INVALID_GPA)
+    vm.send(5)
+    for _ in range(2):
+        at_once(vcpu, 6)
+    vcpu.place_vcpu_info()
+    vcpu.run()
+    vcpu.upcall(0)
+    vm.clear_events()
+    until_timeout(vcpu, 6)
 
 
 def test_timeout_ends_with_its_poll(new_vm: Builder) -> None:

@@ -111,6 +111,10 @@ class DrivenVm:
         out = unpack(wanted.name, argument, self._stepper.names) if ret >= 0 else None
         return evolve(wanted, ret=ret, out=out)
 
+    def untold_ioctl(self, request: int, argument: bytearray, *, vcpu: int | None = None) -> int:
+        """Make an ioctl that traces don't hold: 0, a positive value, or -errno."""
+        return self._stepper.vm.ioctl(request, argument, vcpu=vcpu)
+
     def hva(self, gpa: int) -> int:
         """The host address of a guest address."""
         return self._stepper.names.host_address({"gpa": gpa})
@@ -138,6 +142,10 @@ class DrivenVm:
     def do_run(self, vcpu: int) -> None:
         """Let a vCPU enter the guest."""
         self.tell(self._stepper.vcpu_run(events.VcpuRun(vcpu=vcpu)))
+
+    def do_enable_local_apic(self, vcpu: int, *, enabled: bool) -> None:
+        """Let the guest enable or disable its local APIC by software, which traces don't hold."""
+        self._stepper.vm.enable_local_apic(vcpu, enabled=enabled)
 
     def do_wrmsr(self, event: events.Wrmsr) -> events.Wrmsr:
         """Let the guest write an MSR."""

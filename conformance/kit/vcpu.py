@@ -112,6 +112,11 @@ class ProbeVcpu(CallingVcpu):
         self.vm.do_run(self.index)
         self.take_interrupts()
 
+    def enable_local_apic(self, *, enabled: bool = True) -> None:
+        """Let the guest enable or disable its local APIC by software."""
+        self.vm.do_enable_local_apic(self.index, enabled=enabled)
+        self.take_interrupts()
+
     def wrmsr(
         self,
         value: int,

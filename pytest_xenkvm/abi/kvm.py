@@ -38,6 +38,10 @@ MAX_CPUID_ENTRIES: Final = 256
 MP_STATE: Final = Struct("<I")
 MP_STATE_RUNNABLE: Final = 0
 LAPIC_SIZE: Final = 1024
+MSRS_HEADER: Final = Struct("<I4x")
+"""nmsrs; the entries follow."""
+MSR_ENTRY: Final = Struct("<I4xQ")
+"""index, data."""
 SIGNAL_MASK: Final = Struct("<IQ")
 """len (8), sigset."""
 
@@ -63,6 +67,7 @@ KVM_CREATE_IRQCHIP: Final = _request(0x60)
 KVM_RUN: Final = _request(0x80)
 KVM_GET_SREGS: Final = _request(0x83, SREGS_SIZE, _READ)
 KVM_SET_SREGS: Final = _request(0x84, SREGS_SIZE, _WRITE)
+KVM_SET_MSRS: Final = _request(0x89, MSRS_HEADER.size, _WRITE)
 KVM_SET_SIGNAL_MASK: Final = _request(0x8B, 4, _WRITE)
 KVM_GET_LAPIC: Final = _request(0x8E, LAPIC_SIZE, _READ)
 KVM_SET_LAPIC: Final = _request(0x8F, LAPIC_SIZE, _WRITE)

@@ -180,7 +180,9 @@ def _poll(call: Call) -> int:
     ports = [port for (port,) in U32.iter_unpack(array)]
     if any(port >= vm.layout.max_ports for port in ports):
         return -EINVAL
-    if vm.shared_info.mapped is not None and not any(is_pending(vm, port) for port in ports):
+    # a vCPU whose selector bits wait is runnable (`kvm_xen_has_pending_events`)
+    runnable = vm.shared_info.mapped is None or call.vcpu.deferred_sel != 0
+    if not runnable and not any(is_pending(vm, port) for port in ports):
         limits = [vm.now + timeout] if timeout else []
         limits += [call.block_until] if call.block_until is not None else []
         call.vcpu.polling = ports[0] if count == 1 else ANY_PORT

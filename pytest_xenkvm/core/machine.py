@@ -27,7 +27,7 @@ from pytest_xenkvm.core import evtchn, lapic, routing, runstate, timer, vcpu_att
 from pytest_xenkvm.core.clockpage import update_vcpu_clocks
 from pytest_xenkvm.core.errors import KvmError
 from pytest_xenkvm.core.eventfd import Eventfd, lookup
-from pytest_xenkvm.core.hypercall_page import MsrWrite, write_msr
+from pytest_xenkvm.core.hypercall_page import MsrWrite, write_msr, write_msr_for_vmm
 from pytest_xenkvm.core.hypercalls import Call, Forward, HypercallRegisters, ReadVirt, dispatch
 from pytest_xenkvm.core.memory import Buffer, GuestMemory
 from pytest_xenkvm.core.profile import HostLimits, Profile
@@ -231,6 +231,15 @@ class XenVm:
             update_vcpu_clocks(self.state, vcpu)
         self._settle(vcpu)
         return outcome
+
+    def set_msr(self, msr: int, value: int) -> bool:
+        """KVM_SET_MSRS of one MSR: whether it was set."""
+        return write_msr_for_vmm(self.state, msr, value)
+
+    def enable_local_apic(self, vcpu: VcpuState, *, enabled: bool) -> None:
+        """The guest enables or disables its local APIC by software."""
+        lapic.enable_by_software(self.state, vcpu, enabled=enabled)
+        self._settle(vcpu)
 
     def next_vector(self, vcpu: VcpuState) -> int | None:
         """The interrupt vector that the guest would take now; None if there is none."""

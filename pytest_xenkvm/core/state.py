@@ -106,6 +106,8 @@ class VcpuState:
     """Renew the pvclock structures of all vCPUs at the next guest entry."""
     irr: int = 0
     """Local APIC: requested vectors, a bit each."""
+    apic_enabled: bool = True
+    """Local APIC: enabled by software, in its spurious-interrupt vector register."""
     polling: int | None = None
     """The port that a blocked SCHEDOP_poll watches, or ANY_PORT; None while the vCPU doesn't poll."""
     kicked: bool = False

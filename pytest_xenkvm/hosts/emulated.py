@@ -11,7 +11,7 @@ from typing import Final
 
 from attrs import Factory, define, field, frozen
 
-from pytest_xenkvm.abi import ioctls
+from pytest_xenkvm.abi import ioctls, kvm
 from pytest_xenkvm.abi.numbers import KVM_CLOCK_VALID_FLAGS, U32_MAX, U64_MAX
 from pytest_xenkvm.core import evtchn, lapic, timer
 from pytest_xenkvm.core.errors import KvmError
@@ -100,10 +100,9 @@ class EmulatedVm:
                 return _VM_IOCTLS[request](self.machine, argument)
             if isinstance(argument, int):
                 return -EFAULT
-            _VCPU_IOCTLS[request](self.machine, vcpu, argument)
+            return _VCPU_IOCTLS[request](self.machine, vcpu, argument) or 0
         except KvmError as error:
             return -error.errno
-        return 0
 
     def read_memory(self, gpa: int, size: int) -> bytes | None:
         return self.machine.state.memory.read(gpa, size)
@@ -239,6 +238,10 @@ class EmulatedVm:
             return MsrOutcome(ok=False, run_ret=-error.errno)
         return MsrOutcome(ok=outcome is MsrWrite.OK)
 
+    def enable_local_apic(self, vcpu: int, *, enabled: bool) -> None:
+        self.run(vcpu)
+        self.machine.enable_local_apic(self.machine.state.vcpus[vcpu], enabled=enabled)
+
     def take_interrupt(self, vcpu: int) -> int | None:
         state = self.machine.state
         return lapic.take_vector(state, state.vcpus[vcpu])
@@ -280,6 +283,18 @@ def _get_vcpu_attr(machine: XenVm, vcpu: int, argument: bytearray) -> None:
 def _set_vcpu_attr(machine: XenVm, vcpu: int, argument: bytearray) -> None:
     type_ = codec.attribute_type(argument)
     machine.set_vcpu_attr(machine.state.vcpus[vcpu], type_, codec.load_vcpu_value(argument, type_))
+
+
+def _set_msrs(machine: XenVm, _vcpu: int, argument: bytearray) -> int:
+    """The number of MSRs that were set; those of the CPU aren't modelled, and set none."""
+    count: int = kvm.MSRS_HEADER.unpack_from(argument)[0]
+    if len(argument) < kvm.MSRS_HEADER.size + count * kvm.MSR_ENTRY.size:
+        raise KvmError(EFAULT)
+    for number in range(count):
+        msr, value = kvm.MSR_ENTRY.unpack_from(argument, kvm.MSRS_HEADER.size + number * kvm.MSR_ENTRY.size)
+        if not machine.set_msr(msr, value):
+            return number
+    return count
 
 
 def _configure(machine: XenVm, argument: bytearray) -> None:
@@ -331,7 +346,8 @@ _VM_IOCTLS: Final[dict[int, Callable[[XenVm, int | bytearray], int]]] = {
     ioctls.KVM_IRQ_LINE: _with_bytes(_irq_line),
 }
 
-_VCPU_IOCTLS: Final[dict[int, Callable[[XenVm, int, bytearray], None]]] = {
+_VCPU_IOCTLS: Final[dict[int, Callable[[XenVm, int, bytearray], int | None]]] = {
     ioctls.KVM_XEN_VCPU_GET_ATTR: _get_vcpu_attr,
     ioctls.KVM_XEN_VCPU_SET_ATTR: _set_vcpu_attr,
+    kvm.KVM_SET_MSRS: _set_msrs,
 }

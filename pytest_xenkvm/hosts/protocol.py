@@ -125,6 +125,12 @@ class HostVm(Protocol):
     def wrmsr(self, vcpu: int, msr: int, value: int, *, longmode: bool, compat: bool = False) -> MsrOutcome:
         """Let the guest write an MSR from 64-bit (or, `compat`, 32-bit) code with EFER.LMA = `longmode`."""
 
+    def enable_local_apic(self, vcpu: int, *, enabled: bool) -> None:
+        """Let the guest enable or disable its local APIC, which the kernel has, by software.
+
+        That is bit 8 of the spurious-interrupt vector register; it is set at first.
+        """
+
     def take_interrupt(self, vcpu: int) -> int | None:
         """The vector that the guest takes now, with interrupts enabled; None if there is none."""
 

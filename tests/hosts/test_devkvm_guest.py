@@ -176,6 +176,19 @@ def test_arguments_are_in_the_registers_of_the_mode(kernel: FakeKvm, vm: DevKvmV
     assert rip == vm.vcpus[0].image.at(guest_code.HYPERCALL)
 
 
+@pytest.mark.parametrize(("enabled", "value"), [(True, 0x1FF), (False, 0xFF)])
+def test_the_local_apic_is_enabled_by_a_store(
+    kernel: FakeKvm, vm: DevKvmVm, *, enabled: bool, value: int
+) -> None:
+    """The guest stores the spurious-interrupt vector register, bit 8 being set where it shall be enabled."""
+    vm.enable_local_apic(0, enabled=enabled)
+    rax, *_more, rip, _flags = registers(kernel.runs[103])
+    image = vm.vcpus[0].image
+    assert (rax, rip) == (value, image.at(guest_code.SPURIOUS))
+    at = guest_code.SPURIOUS
+    assert image.memory[at : at + 9] == b"\xa3" + (0xFEE0_00F0).to_bytes(8, "little")
+
+
 def test_a_forwarded_call_is_answered(kernel: FakeKvm, vm: DevKvmVm) -> None:
     """KVM_EXIT_XEN becomes the exit, and the VMM's answer stands where the kernel looks for it."""
 

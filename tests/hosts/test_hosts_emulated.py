@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from pytest_xenkvm.abi import ioctls
+from pytest_xenkvm.abi import ioctls, kvm
 from pytest_xenkvm.abi.numbers import U32_MAX, U64_MAX, EvtchnOp, HvmAttr, Hypercall, VcpuAttr, VcpuOp
 from pytest_xenkvm.core.profile import LINUX_7_3, PROFILES
 from pytest_xenkvm.hosts.emulated import FIRST_FD, EmulatedHost, EmulatedVm
@@ -52,6 +52,18 @@ def call(nr: int, *args: int, **members: Any) -> GuestCall:
 def test_a_host_is_named_after_its_profile(profile: Any) -> None:
     """Reports name the host by the kernel that it answers like."""
     assert EmulatedHost(profile=profile).name == f"emulated {profile.name}"
+
+
+@pytest.mark.parametrize(("profile", "done"), [("linux-6.12", 1), ("linux-7.3", 0)])
+def test_msrs_that_the_vmm_sets(profile: str, done: int) -> None:
+    """KVM_SET_MSRS returns how many MSRs it set, and a list that the structure doesn't hold is -EFAULT."""
+    vm = EmulatedHost(profile=PROFILES[profile]).create_vm(SHAPE)
+    configure(vm)
+    entries = kvm.MSR_ENTRY.pack(MSR, PAGE) + kvm.MSR_ENTRY.pack(MSR + 1, PAGE)
+    argument = bytearray(kvm.MSRS_HEADER.pack(2) + entries)
+    assert vm.ioctl(kvm.KVM_SET_MSRS, argument, vcpu=0) == done
+    kvm.MSRS_HEADER.pack_into(argument, 0, U32_MAX)
+    assert vm.ioctl(kvm.KVM_SET_MSRS, argument, vcpu=0) == -EFAULT
 
 
 @pytest.mark.parametrize("size", [0, 1 << 62, 1 << 70])

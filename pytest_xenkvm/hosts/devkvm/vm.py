@@ -134,6 +134,10 @@ class DevKvmVm:
         self._switch.before_entry()
         self.vcpus[vcpu].settle()
 
+    def enable_local_apic(self, vcpu: int, *, enabled: bool) -> None:
+        self.run(vcpu)
+        self.vcpus[vcpu].write_spurious_vector(guest_code.APIC_ENABLED if enabled else 0xFF)
+
     def take_interrupt(self, vcpu: int) -> int | None:
         self._switch.before_entry()
         return self.vcpus[vcpu].interrupt()
