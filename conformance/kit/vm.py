@@ -155,8 +155,13 @@ class ProbeVm(DrivenVm):
         self.tell(self._stepper.mem(events.Mem(op="write", gpa=gpa, data=data, now_plus_at=now_plus_at)))
 
     def read(self, gpa: int, size: int) -> bytes:
-        """What memory holds."""
-        return self.tell(self._stepper.mem(events.Mem(op="read", gpa=gpa, data=bytes(size)))).data
+        """What memory holds, of one slot or of several; nothing where there is none."""
+        found, end = b"", gpa + size
+        while gpa < end:
+            part = min(end, (gpa // PAGE_SIZE + 1) * PAGE_SIZE) - gpa
+            found += self.tell(self._stepper.mem(events.Mem(op="read", gpa=gpa, data=bytes(part)))).data
+            gpa += part
+        return found
 
     def holds(self, gpa: int, data: bytes, what: str = "", *, mask: bytes | None = None) -> None:
         """Memory must hold these bytes, `mask` says which bits of them."""

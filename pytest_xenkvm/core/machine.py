@@ -90,7 +90,7 @@ class XenVm:
         self._slots_changed()
 
     def remove_memory(self, gpa: int) -> int:
-        """KVM_SET_USER_MEMORY_REGION of size 0 for the slot at `gpa`, and munmap() of its memory; its size.
+        """KVM_SET_USER_MEMORY_REGION of size 0 for the slot at `gpa`, whose size is returned.
 
         Raises KvmError -EINVAL if no slot begins there.
         """
@@ -252,7 +252,7 @@ class XenVm:
 
     def _slots_changed(self) -> None:
         for area in self.state.areas:
-            area.slots_changed(self.state.memory)
+            area.slots_changed()
 
     def _settle(self, vcpu: VcpuState) -> None:
         if vcpu.deferred_sel:

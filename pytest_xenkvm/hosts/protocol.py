@@ -83,7 +83,10 @@ class HostVm(Protocol):
         """
 
     def remove_memory(self, gpa: int) -> None:
-        """Take the slot away that `add_memory` added at `gpa`, and unmap its memory; raises HostError."""
+        """Take the slot away that `add_memory` added at `gpa`, for good; raises HostError.
+
+        The host keeps its memory mapped: areas by host address go on being used.
+        """
 
     def dirty_log(self, gpa: int) -> frozenset[int]:
         """KVM_GET_DIRTY_LOG of the slot that was added at `gpa`: the pages marked dirty since the last time.
