@@ -241,6 +241,10 @@ class ProbeVm(DrivenVm):
         """The guest's Xen clock (ns)."""
         return self._stepper.vm.guest_clock(0)
 
+    def wait_for_cpu(self, ns: int) -> int:
+        """Another thread has the CPU for `ns` or more, which traces don't hold: how long it did."""
+        return self._stepper.vm.wait_for_cpu(ns)
+
     def set_clock(self, ns: int) -> None:
         """KVM_SET_CLOCK, which traces don't hold."""
         __tracebackhide__ = True

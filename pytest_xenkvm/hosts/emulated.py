@@ -247,6 +247,12 @@ class EmulatedVm:
         state = self.machine.state
         timer.advance(state, max(state.now + ns, until) if ns else until)
 
+    def wait_for_cpu(self, ns: int) -> int:
+        self.pass_time(ns=ns)
+        for vcpu in self.machine.state.vcpus:
+            vcpu.run_delay += ns
+        return ns
+
 
 def _check_extension(machine: XenVm, argument: int | bytearray) -> int:
     return machine.check_extension(argument) if isinstance(argument, int) else -EINVAL

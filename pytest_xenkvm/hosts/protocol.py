@@ -134,6 +134,12 @@ class HostVm(Protocol):
     def pass_time(self, *, ns: int = 0, until: int = 0) -> None:
         """Let at least `ns` pass, and the VM's clock reach `until` (ns since creation)."""
 
+    def wait_for_cpu(self, ns: int) -> int:
+        """Keep the VMM's thread waiting for a CPU that another one has: how long it did, `ns` or more.
+
+        KVM counts that as stolen from a running vCPU (`kvm_xen_update_runstate`). Raises HostError.
+        """
+
 
 @runtime_checkable
 class PreparingVm(Protocol):
