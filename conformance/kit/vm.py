@@ -61,6 +61,10 @@ class ProbeVm(DrivenVm):
 
     # ---- configuration
 
+    def enable_hyper_v(self) -> None:
+        """KVM_SET_CPUID2 with Hyper-V's leaves and its guest OS identity, which traces don't hold."""
+        self._stepper.vm.enable_hyper_v()
+
     def config(self, flags: int = DEFAULT_FLAGS, msr: int = MSR, *, ret: int = 0, **blob: Any) -> None:
         """KVM_XEN_HVM_CONFIG; `blob`: blob_addr_64 and so on, addresses as numbers or {"gpa": G}."""
         __tracebackhide__ = True

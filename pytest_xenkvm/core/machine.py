@@ -121,6 +121,10 @@ class XenVm:
         offered = sum(XenHvmFlag)
         return offered if self.state.limits.run_delay_info else offered & ~RUN_DELAY_HVM_FLAGS
 
+    def enable_hyper_v(self) -> None:
+        """KVM_SET_CPUID2 with Hyper-V's leaves and KVM_SET_MSRS of HV_X64_MSR_GUEST_OS_ID."""
+        self.state.hyper_v = True
+
     def configure(self, config: HvmConfig) -> None:
         """KVM_XEN_HVM_CONFIG."""
         vm_attrs.configure(self.state, config)

@@ -192,6 +192,9 @@ class EmulatedVm:
     def unshare(self, gpa: int, size: int) -> None:
         """Take memory from the guest's CPU, where there is one."""
 
+    def enable_hyper_v(self) -> None:
+        self.machine.enable_hyper_v()
+
     def gpa_to_hva(self, gpa: int) -> int | None:
         return self.machine.state.memory.gpa_to_hva(gpa)
 

@@ -95,6 +95,12 @@ class HostVm(Protocol):
         HostError if the slot keeps no log.
         """
 
+    def enable_hyper_v(self) -> None:
+        """Let the guest make Hyper-V's hypercalls, too, whose numbers have bit 31 set (`kvm_hv_hypercall`).
+
+        Before any vCPU has entered the guest. Raises HostError if the host can't.
+        """
+
     def gpa_to_hva(self, gpa: int) -> int | None:
         """The host address that backs a guest address."""
 
