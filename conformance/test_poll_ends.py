@@ -14,6 +14,7 @@ from .kit.setting import MS, SECOND
 pytestmark = pytest.mark.source("kvm_xen_schedop_poll, kvm_xen_check_poller")
 
 GSI = 5
+DELAY = 100 * MS
 
 
 def test_event_that_waits(new_vm: Builder) -> None:
@@ -72,3 +73,15 @@ def test_events_of_other_vcpus(new_vm: Builder) -> None:
             vm.pending(PORT)
             return
     vm.fail("the poll blocks for its timeout, 2 s", f"it took {took} ns", 0)
+
+
+@pytest.mark.parametrize("polled", [6, 4095], ids=str)
+def test_masked_event_of_no_polled_port(new_vm: Builder, polled: int) -> None:
+    """A masked event of another port that comes while a vCPU polls one port doesn't end the poll."""
+    vm = new_vm.timers()
+    vm.mask(PORT)
+    vm.vcpus[0].set_timer(PORT, NowPlus(DELAY))
+    took = blocked_for(vm.vcpus[0], polled, timeout=2 * DELAY)
+    if took < DELAY * 7 // 4:
+        vm.fail(f"the poll blocks for its timeout, {2 * DELAY // MS} ms", f"it took {took} ns", 0)
+    vm.pending(PORT)

@@ -61,6 +61,10 @@ class ProbeVm(DrivenVm):
 
     # ---- configuration
 
+    def enable_hyper_v(self) -> None:
+        """KVM_SET_CPUID2 with Hyper-V's leaves and its guest OS identity, which traces don't hold."""
+        self._stepper.vm.enable_hyper_v()
+
     def config(self, flags: int = DEFAULT_FLAGS, msr: int = MSR, *, ret: int = 0, **blob: Any) -> None:
         """KVM_XEN_HVM_CONFIG; `blob`: blob_addr_64 and so on, addresses as numbers or {"gpa": G}."""
         __tracebackhide__ = True
@@ -155,8 +159,13 @@ class ProbeVm(DrivenVm):
         self.tell(self._stepper.mem(events.Mem(op="write", gpa=gpa, data=data, now_plus_at=now_plus_at)))
 
     def read(self, gpa: int, size: int) -> bytes:
-        """What memory holds."""
-        return self.tell(self._stepper.mem(events.Mem(op="read", gpa=gpa, data=bytes(size)))).data
+        """What memory holds, of one slot or of several; nothing where there is none."""
+        found, end = b"", gpa + size
+        while gpa < end:
+            part = min(end, (gpa // PAGE_SIZE + 1) * PAGE_SIZE) - gpa
+            found += self.tell(self._stepper.mem(events.Mem(op="read", gpa=gpa, data=bytes(part)))).data
+            gpa += part
+        return found
 
     def holds(self, gpa: int, data: bytes, what: str = "", *, mask: bytes | None = None) -> None:
         """Memory must hold these bytes, `mask` says which bits of them."""
@@ -235,6 +244,10 @@ class ProbeVm(DrivenVm):
     def clock(self) -> int:
         """The guest's Xen clock (ns)."""
         return self._stepper.vm.guest_clock(0)
+
+    def wait_for_cpu(self, ns: int) -> int:
+        """Another thread has the CPU for `ns` or more, which traces don't hold: how long it did."""
+        return self._stepper.vm.wait_for_cpu(ns)
 
     def set_clock(self, ns: int) -> None:
         """KVM_SET_CLOCK, which traces don't hold."""

@@ -35,6 +35,8 @@ CPUID_HEADER: Final = Struct("<I4x")
 CPUID_ENTRY: Final = Struct("<IIIIIII12x")
 """function, index, flags, eax, ebx, ecx, edx."""
 MAX_CPUID_ENTRIES: Final = 256
+ONE_MSR: Final = Struct("<I4xI4xQ")
+"""nmsrs, then an entry: index, data."""
 MP_STATE: Final = Struct("<I")
 MP_STATE_RUNNABLE: Final = 0
 LAPIC_SIZE: Final = 1024
@@ -71,7 +73,9 @@ KVM_SET_MSRS: Final = _request(0x89, MSRS_HEADER.size, _WRITE)
 KVM_SET_SIGNAL_MASK: Final = _request(0x8B, 4, _WRITE)
 KVM_GET_LAPIC: Final = _request(0x8E, LAPIC_SIZE, _READ)
 KVM_SET_LAPIC: Final = _request(0x8F, LAPIC_SIZE, _WRITE)
+KVM_SET_MSRS: Final = _request(0x89, CPUID_HEADER.size, _WRITE)
 KVM_SET_CPUID2: Final = _request(0x90, CPUID_HEADER.size, _WRITE)
+KVM_GET_CPUID2: Final = _request(0x91, CPUID_HEADER.size, _READ | _WRITE)
 KVM_SET_MP_STATE: Final = _request(0x99, MP_STATE.size, _WRITE)
 KVM_ENABLE_CAP: Final = _request(0xA3, ENABLE_CAP.size, _WRITE)
 

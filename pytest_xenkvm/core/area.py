@@ -8,7 +8,6 @@ The states of an area, and what moves it between them (`kvm_gpc_activate`, `kvm_
     any      --activate, memory there-->                               usable
     any      --deactivate-->                                           off
     usable   --the VM's memory slots change, given by guest address--> refused
-    usable   --its host memory goes, given by host address-->          refused
     refused  --refresh, memory there-->                                usable
 
 A *refused* area counts as active: reading the attribute returns the address that failed. Whoever wants to
@@ -62,9 +61,9 @@ class MemoryArea:
         """Switch the area off."""
         self.active, self.gpa, self.hva, self.mapped, self._log = False, INVALID_GPA, 0, None, None
 
-    def slots_changed(self, memory: GuestMemory) -> None:
-        """A mapping by guest address is stale; one by host address only if nothing is there any more."""
-        if not self.hva or memory.hva_to_gpa(self.hva, 1) is None:
+    def slots_changed(self) -> None:
+        """The mapping of an area given by guest address is stale; host addresses stay what they are."""
+        if not self.hva:
             self.mapped = None
 
     def mark_dirty(self) -> None:

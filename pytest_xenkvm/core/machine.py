@@ -90,7 +90,7 @@ class XenVm:
         self._slots_changed()
 
     def remove_memory(self, gpa: int) -> int:
-        """KVM_SET_USER_MEMORY_REGION of size 0 for the slot at `gpa`, and munmap() of its memory; its size.
+        """KVM_SET_USER_MEMORY_REGION of size 0 for the slot at `gpa`, whose size is returned.
 
         Raises KvmError -EINVAL if no slot begins there.
         """
@@ -120,6 +120,10 @@ class XenVm:
             return 0
         offered = sum(XenHvmFlag)
         return offered if self.state.limits.run_delay_info else offered & ~RUN_DELAY_HVM_FLAGS
+
+    def enable_hyper_v(self) -> None:
+        """KVM_SET_CPUID2 with Hyper-V's leaves and KVM_SET_MSRS of HV_X64_MSR_GUEST_OS_ID."""
+        self.state.hyper_v = True
 
     def configure(self, config: HvmConfig) -> None:
         """KVM_XEN_HVM_CONFIG."""
@@ -261,7 +265,7 @@ class XenVm:
 
     def _slots_changed(self) -> None:
         for area in self.state.areas:
-            area.slots_changed(self.state.memory)
+            area.slots_changed()
 
     def _settle(self, vcpu: VcpuState) -> None:
         if vcpu.deferred_sel:

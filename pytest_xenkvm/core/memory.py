@@ -64,7 +64,7 @@ class GuestMemory:
         self.slots.append(Slot(gpa, buffer, place, set() if log_dirty else None))
 
     def remove(self, gpa: int) -> Slot | None:
-        """Take the slot away that begins at `gpa`, and the host's mapping with it; None if there is none."""
+        """Take the slot away that begins at `gpa`; None if there is none."""
         for index, slot in enumerate(self.slots):
             if slot.gpa == gpa:
                 return self.slots.pop(index)

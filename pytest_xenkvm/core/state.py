@@ -138,6 +138,8 @@ class VmState:
     shared_info: MemoryArea = Factory(MemoryArea)
     upcall_vector: int = 0
     xen_version: int = 0
+    hyper_v: bool = False
+    """The vCPUs have Hyper-V's CPUID leaves and its guest OS identity is set (`kvm_hv_hypercall_enabled`)."""
     runstate_update_flag: bool = False
     outbound: dict[int, OutboundPort] = Factory(dict)
     routes: dict[int, EvtchnDelivery] = Factory(dict)

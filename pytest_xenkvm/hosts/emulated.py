@@ -191,6 +191,9 @@ class EmulatedVm:
     def unshare(self, gpa: int, size: int) -> None:
         """Take memory from the guest's CPU, where there is one."""
 
+    def enable_hyper_v(self) -> None:
+        self.machine.enable_hyper_v()
+
     def gpa_to_hva(self, gpa: int) -> int | None:
         return self.machine.state.memory.gpa_to_hva(gpa)
 
@@ -249,6 +252,12 @@ class EmulatedVm:
     def pass_time(self, *, ns: int = 0, until: int = 0) -> None:
         state = self.machine.state
         timer.advance(state, max(state.now + ns, until) if ns else until)
+
+    def wait_for_cpu(self, ns: int) -> int:
+        self.pass_time(ns=ns)
+        for vcpu in self.machine.state.vcpus:
+            vcpu.run_delay += ns
+        return ns
 
 
 def _check_extension(machine: XenVm, argument: int | bytearray) -> int:

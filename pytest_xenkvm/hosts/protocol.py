@@ -83,13 +83,22 @@ class HostVm(Protocol):
         """
 
     def remove_memory(self, gpa: int) -> None:
-        """Take the slot away that `add_memory` added at `gpa`, and unmap its memory; raises HostError."""
+        """Take the slot away that `add_memory` added at `gpa`, for good; raises HostError.
+
+        The host keeps its memory mapped: areas by host address go on being used.
+        """
 
     def dirty_log(self, gpa: int) -> frozenset[int]:
         """KVM_GET_DIRTY_LOG of the slot that was added at `gpa`: the pages marked dirty since the last time.
 
         By their guest addresses. Only what guest and kernel write counts, `write_memory` doesn't. Raises
         HostError if the slot keeps no log.
+        """
+
+    def enable_hyper_v(self) -> None:
+        """Let the guest make Hyper-V's hypercalls, too, whose numbers have bit 31 set (`kvm_hv_hypercall`).
+
+        Before any vCPU has entered the guest. Raises HostError if the host can't.
         """
 
     def gpa_to_hva(self, gpa: int) -> int | None:
@@ -136,6 +145,12 @@ class HostVm(Protocol):
 
     def pass_time(self, *, ns: int = 0, until: int = 0) -> None:
         """Let at least `ns` pass, and the VM's clock reach `until` (ns since creation)."""
+
+    def wait_for_cpu(self, ns: int) -> int:
+        """Keep the VMM's thread waiting for a CPU that another one has: how long it did, `ns` or more.
+
+        KVM counts that as stolen from a running vCPU (`kvm_xen_update_runstate`). Raises HostError.
+        """
 
 
 @runtime_checkable

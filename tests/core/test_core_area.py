@@ -106,21 +106,12 @@ def test_a_refused_area_is_usable_once_there_is_memory(*, by_host: bool) -> None
 def test_other_slots_make_a_mapping_stale() -> None:
     """After a change of slots an area by guest address must be mapped anew, one by host address needn't."""
     area = usable_area()
-    area.slots_changed(MEMORY)
+    area.slots_changed()
     assert (area.active, area.mapped) == (True, None)
     assert address(area) == 64
     area.activate_hva(MEMORY, HVA_BASE, 64)
-    area.slots_changed(MEMORY)
+    area.slots_changed()
     assert area.mapped is not None
-
-
-def test_an_area_without_host_memory_is_refused() -> None:
-    """An area by host address is no longer usable once the memory there is gone."""
-    memory, area = GuestMemory([(0, bytearray(PAGE))]), MemoryArea()
-    area.activate_hva(memory, HVA_BASE, 64)
-    memory.remove(0)
-    area.slots_changed(memory)
-    assert refusal(area.usable, memory) == EFAULT
 
 
 def test_dirty_pages_of_an_area() -> None:

@@ -252,6 +252,25 @@ def test_a_slots_dirty_pages(kernel: FakeKvm, vm: DevKvmVm) -> None:
         vm.dirty_log(1 << 30)
 
 
+def test_hyper_v(kernel: FakeKvm, vm: DevKvmVm) -> None:
+    """Hyper-V's leaves replace KVM's own beside the CPU's, and its guest is known; without it: HostError."""
+    kernel.cpuid = [(0, 0, 0, 13, 1, 2, 3), (0x4000_0000, 0, 0, 9, 9, 9, 9), (0x4000_0001, 0, 0, 9, 0, 0, 0)]
+    vm.enable_hyper_v()
+    vendor = tuple(int.from_bytes(part, "little") for part in (b"Micr", b"osof", b"t Hv"))
+    assert kernel.cpuid == [
+        (0, 0, 0, 13, 1, 2, 3),
+        (0x4000_0000, 0, 0, 0x4000_0001, *vendor),
+        (0x4000_0001, 0, 0, 0x3123_7648, 0, 0, 0),
+    ]
+    assert kernel.msrs == {0x4000_0000: 1}
+    kernel.msrs_written = 0
+    with pytest.raises(HostError, match="doesn't know Hyper-V's MSRs"):
+        vm.enable_hyper_v()
+    kernel.refused[kvm.KVM_SET_CPUID2] = errno.EINVAL
+    with pytest.raises(HostError, match="refused Hyper-V's CPUID leaves with errno 22"):
+        vm.enable_hyper_v()
+
+
 def test_a_signal_doesnt_end_an_event(kernel: FakeKvm, vm: DevKvmVm) -> None:
     """KVM_RUN that a signal ended goes on, without handing registers in again."""
     kernel.interruptions = 3

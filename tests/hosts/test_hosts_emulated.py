@@ -323,3 +323,18 @@ def test_an_answer_after_rip_was_moved(*, vm: EmulatedVm, longmode: bool, rax: i
     configure(vm)
     vm.hypercall(1, call(1 << 32 | 34, 6, longmode=longmode))
     assert vm.complete(1, 7, moved=True) == rax
+
+
+def test_time_that_is_stolen(vm: EmulatedVm) -> None:
+    """Waiting for the CPU takes time that a running vCPU's account shows as runnable."""
+    configure(vm)
+    vm.pass_time(ns=1)  # an account that never began is of an offline vCPU
+    vm.run(0)
+    before = vm.guest_clock(0)
+    assert vm.wait_for_cpu(1000) == 1000
+    assert vm.guest_clock(0) == before + 1000
+    vm.run(0)
+    data = attribute(VcpuAttr.RUNSTATE_DATA)
+    assert vm.ioctl(ioctls.KVM_XEN_VCPU_GET_ATTR, data, vcpu=0) == 0
+    _state, _entry, _running, runnable, *_rest = ioctls.ATTR_RUNSTATE.unpack_from(data, 8)
+    assert runnable == 1000

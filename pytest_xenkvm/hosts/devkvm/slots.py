@@ -31,6 +31,8 @@ class AddedSlots:
     """A free slot number: behind the slots at creation there is one with the host's own guest code."""
     _added: dict[int, tuple[int, mmap]] = field(factory=dict, init=False)
     """Number and memory of each, by its guest address."""
+    _deleted: list[tuple[int, mmap]] = field(factory=list, init=False)
+    """Those that are gone: the kernel may still write to their memory by its host address."""
 
     def __attrs_post_init__(self) -> None:
         self._next = len(self.memory.slots) + 1
@@ -54,16 +56,15 @@ class AddedSlots:
         self.memory.add(gpa, buffer, hva)
 
     def remove(self, gpa: int) -> None:
-        """Delete the slot that was added there and unmap its memory; raises HostError."""
-        number, buffer = self._slot(gpa)
+        """Delete the slot that was added there; its memory stays where it is. Raises HostError."""
+        number, _buffer = self._slot(gpa)
         result = self._set(number, 0, gpa, 0, 0)
         if result < 0:
             raise HostError(
                 f"/dev/kvm doesn't delete the slot at {gpa:#x}: errno {-result}, {os.strerror(-result)}"
             )
-        del self._added[gpa]
+        self._deleted.append(self._added.pop(gpa))
         self.memory.remove(gpa)
-        buffer.close()
 
     def dirty_log(self, gpa: int) -> frozenset[int]:
         """KVM_GET_DIRTY_LOG, which starts the log anew; raises HostError."""

@@ -17,7 +17,7 @@ from pytest_xenkvm.abi.numbers import U32_MAX, U64_MAX, HvmAttr
 from pytest_xenkvm.core.hypercalls import UnseenMemory
 from pytest_xenkvm.core.memory import GuestMemory
 from pytest_xenkvm.hosts.call_memory import CallMemory
-from pytest_xenkvm.hosts.devkvm import guest_code
+from pytest_xenkvm.hosts.devkvm import competition, guest_code, hyper_v
 from pytest_xenkvm.hosts.devkvm.behind import shown
 from pytest_xenkvm.hosts.devkvm.bounded import at_most
 from pytest_xenkvm.hosts.devkvm.kernel import Kernel
@@ -87,6 +87,10 @@ class DevKvmVm:
     def dirty_log(self, gpa: int) -> frozenset[int]:
         return self.added.dirty_log(gpa)
 
+    def enable_hyper_v(self) -> None:
+        for cpu in self.vcpus:
+            hyper_v.enable(self.kernel, cpu.fd)
+
     def gpa_to_hva(self, gpa: int) -> int | None:
         return self.memory.gpa_to_hva(gpa)
 
@@ -129,6 +133,9 @@ class DevKvmVm:
         while target - now >= _SHORTEST_SLEEP_NS:  # below that, the work of the host takes longer
             time.sleep((target - now) / 1e9)
             now = time.monotonic_ns()
+
+    def wait_for_cpu(self, ns: int) -> int:
+        return competition.wait_for_cpu(ns)
 
     def run(self, vcpu: int) -> None:
         self._switch.before_entry()
