@@ -4,15 +4,32 @@ from __future__ import annotations
 
 import pytest
 
+from pytest_xenkvm.abi.numbers import INVALID_GPA, VcpuAttr
 from pytest_xenkvm.trace.events import NowPlus
 
 from .kit.hosts import Builder
-from .kit.polling import PORT, blocked_for, until_timeout
+from .kit.polling import PORT, at_once, blocked_for, until_timeout
 from .kit.setting import MS, SECOND
 
 pytestmark = pytest.mark.source("kvm_xen_schedop_poll, kvm_xen_check_poller")
 
 GSI = 5
+DELAY = 100 * MS
+
+
+def test_event_that_waits(new_vm: Builder) -> None:
+    """While a selector bit waits for vcpu_info no poll blocks, whatever its ports."""
+    vm = new_vm.timers()
+    vcpu = vm.vcpus[0]
+    vcpu.set(VcpuAttr.VCPU_INFO, INVALID_GPA)
+    vm.send(5)
+    for _ in range(2):
+        at_once(vcpu, 6)
+    vcpu.place_vcpu_info()
+    vcpu.run()
+    vcpu.upcall(0)
+    vm.clear_events()
+    until_timeout(vcpu, 6)
 
 
 def test_timeout_ends_with_its_poll(new_vm: Builder) -> None:
@@ -56,3 +73,15 @@ def test_events_of_other_vcpus(new_vm: Builder) -> None:
             vm.pending(PORT)
             return
     vm.fail("the poll blocks for its timeout, 2 s", f"it took {took} ns", 0)
+
+
+@pytest.mark.parametrize("polled", [6, 4095], ids=str)
+def test_masked_event_of_no_polled_port(new_vm: Builder, polled: int) -> None:
+    """A masked event of another port that comes while a vCPU polls one port doesn't end the poll."""
+    vm = new_vm.timers()
+    vm.mask(PORT)
+    vm.vcpus[0].set_timer(PORT, NowPlus(DELAY))
+    took = blocked_for(vm.vcpus[0], polled, timeout=2 * DELAY)
+    if took < DELAY * 7 // 4:
+        vm.fail(f"the poll blocks for its timeout, {2 * DELAY // MS} ms", f"it took {took} ns", 0)
+    vm.pending(PORT)

@@ -20,11 +20,11 @@ from pytest_xenkvm.abi.numbers import (
 )
 from pytest_xenkvm.trace.events import NowPlus
 
+from .kit.calls import guest_layout
 from .kit.demands import FORWARDED
 from .kit.hosts import Builder
 from .kit.polling import LONG, PORT, at_once, until_timeout, wakes
 from .kit.setting import ARGUMENT, MEMORY, MODES, MODES_32, MS, NOWHERE, SECOND, SHARED_INFO, Mode
-from .kit.vcpu import guest_layout
 
 pytestmark = pytest.mark.source(
     "kvm_xen_hcall_sched_op, kvm_xen_schedop_poll; Xen's public/sched.h: SCHEDOP_poll"

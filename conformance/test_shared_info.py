@@ -44,17 +44,6 @@ def test_by_gfn(new_vm: Builder) -> None:
         vm.get(HvmAttr.SHARED_INFO_HVA, 0)
 
 
-def test_whatever_the_argument_holds(new_vm: Builder) -> None:
-    """Reading shared_info stores the address over what the VMM passes, also if there is none."""
-    vm = new_vm()
-    for by, type_, off in (
-        ("gfn", HvmAttr.SHARED_INFO, INVALID_GFN),
-        ("hva", HvmAttr.SHARED_INFO_HVA, 0),
-    ):
-        arg = {"type": int(type_), "shared_info": {by: 0x1234_5000}}
-        vm.ioctl("KVM_XEN_HVM_GET_ATTR", arg, out={"shared_info": {by: off}})
-
-
 def test_by_hva(new_vm: Builder) -> None:
     """What was set by host address reads back so, and has no frame number; each replaces the other."""
     vm = new_vm()

@@ -10,10 +10,11 @@ from pytest_xenkvm.abi.numbers import U32_MAX, U64_MAX, Hypercall, VcpuAttr, Vcp
 from pytest_xenkvm.abi.xen_numbers import VCPU_SSHOTTMR_FUTURE
 from pytest_xenkvm.trace.events import NowPlus
 
+from .kit.calls import Time
 from .kit.demands import FORWARDED
 from .kit.hosts import Builder
 from .kit.setting import ARGUMENT, MEMORY, MODES, MODES_32, MS, NOWHERE, SECOND, Mode
-from .kit.vcpu import ARMED, Time
+from .kit.vcpu import ARMED
 
 pytestmark = pytest.mark.source("kvm_xen_hcall_vcpu_op; Xen's public/vcpu.h: VCPUOP_set_singleshot_timer")
 

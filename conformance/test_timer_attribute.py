@@ -9,9 +9,10 @@ import pytest
 from pytest_xenkvm.abi.numbers import INVALID_GFN, PAGE_SIZE, U32_MAX, U64_MAX, HvmAttr, VcpuAttr
 from pytest_xenkvm.trace.events import NowPlus
 
+from .kit.calls import Time
 from .kit.hosts import Builder
 from .kit.setting import MS, NOWHERE, SECOND, SHARED_INFO
-from .kit.vcpu import ARMED, Time
+from .kit.vcpu import ARMED
 from .kit.vm import ProbeVm
 
 pytestmark = pytest.mark.source(

@@ -1,4 +1,4 @@
-"""Which Xen IDs the attribute VCPU_ID takes."""
+"""Which Xen IDs the attribute VCPU_ID takes, and which numbers are a vCPU's ID."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pytest
 from pytest_xenkvm.abi.numbers import KVM_MAX_VCPUS_ALLOWED, XEN_VCPU_ID_INVALID, VcpuAttr
 
 from .kit.hosts import Builder
+from .kit.setting import MODES, Mode
 
-pytestmark = pytest.mark.source("kvm_xen_vcpu_set_attr; KVM_CAP_MAX_VCPUS")
+pytestmark = pytest.mark.source("kvm_xen_vcpu_set_attr, kvm_xen_hcall_vcpu_op; KVM_CAP_MAX_VCPUS")
 
 RULE = {"family": "vcpu-id-bounds", "level": "MUST"}
 
@@ -27,6 +28,17 @@ def test_valid_ids_are_accepted(new_vm: Builder, offset: int | None) -> None:
         xen_id += vm.max_vcpus
     vm.vcpus[0].set(VcpuAttr.VCPU_ID, xen_id)
     vm.vcpus[0].get(VcpuAttr.VCPU_ID, xen_id)
+
+
+@pytest.mark.xenkvm(rule="forwarded-timers.other-id-is-refused", family="forwarded-timers", level="MUST")
+@pytest.mark.parametrize("mode", MODES)
+def test_every_bit_of_a_number_counts(new_vm: Builder, mode: Mode) -> None:
+    """A number that differs from the Xen ID in any one of its 32 bits names another vCPU: -EINVAL."""
+    vcpu = new_vm.timers().vcpus[0]
+    vcpu.set_singleshot(10, 1 << 62, mode=mode)
+    for bit in range(32):
+        vcpu.stop_singleshot(10 ^ 1 << bit, answers=-EINVAL, mode=mode)
+    vcpu.timer_is(20, 1 << 62)
 
 
 BEYOND: dict[str, Callable[[int], int]] = {

@@ -6,9 +6,10 @@ from pytest_xenkvm.abi.numbers import U32_MAX, U64_MAX
 from pytest_xenkvm.trace import events
 from pytest_xenkvm.trace.decode import event_words
 
+from .calls import VMM_ANSWER
 from .demands import FORWARDED, answer_words
 from .setting import Mode
-from .vcpu import VMM_ANSWER, ProbeVcpu
+from .vcpu import ProbeVcpu
 
 
 def forwarded_then_moved(vcpu: ProbeVcpu, nr: int, *, mode: Mode) -> None:

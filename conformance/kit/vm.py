@@ -6,15 +6,14 @@ does instead fails the probe, in words.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Final, NoReturn, TypeVar
+from collections.abc import Callable
+from typing import Any, Final
 
-from attrs import define, evolve, field
+from attrs import define, field
 
 from pytest_xenkvm.abi import ioctls
-from pytest_xenkvm.abi.layout import EVTCHN_PENDING, LAYOUT_32, LAYOUT_64, GuestLayout
+from pytest_xenkvm.abi.layout import EVTCHN_PENDING
 from pytest_xenkvm.abi.numbers import (
-    KVM_CAP_MAX_VCPUS,
     KVM_IRQ_ROUTING_XEN_EVTCHN,
     KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL,
     PAGE_SIZE,
@@ -22,20 +21,13 @@ from pytest_xenkvm.abi.numbers import (
     HvmAttr,
     XenHvmFlag,
 )
-from pytest_xenkvm.core.machine import XenExit
-from pytest_xenkvm.core.profile import Profile
-from pytest_xenkvm.hosts.protocol import Host
-from pytest_xenkvm.replay.migration import Migrator
-from pytest_xenkvm.replay.observation import Observation, Place
-from pytest_xenkvm.replay.stepper import Stepper
 from pytest_xenkvm.trace import events
 from pytest_xenkvm.trace.decode import event_words
 from pytest_xenkvm.trace.decode_values import data as hex_words
 from pytest_xenkvm.trace.decode_values import number, result
-from pytest_xenkvm.trace.events import Event, Header, VmShape
 
-from .demands import Probe
-from .setting import MS, MSR, SECOND, SHARED_INFO
+from .driven import DrivenVm
+from .setting import MS, MSR, SECOND
 from .vcpu import ProbeVcpu
 
 DEFAULT_FLAGS: Final = int(XenHvmFlag.INTERCEPT_HCALL | XenHvmFlag.EVTCHN_SEND)
@@ -44,7 +36,6 @@ PRIO_2LEVEL: Final = KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL
 _MAX_IRQS: Final = 8
 """Interrupts in a row that a guest takes before a probe looks again."""
 _LONGEST_STEP: Final = 50 * MS
-_E = TypeVar("_E", bound=Event)
 
 _VM_MEMBERS: Final = {
     HvmAttr.LONG_MODE: "long_mode",
@@ -56,84 +47,23 @@ _VM_MEMBERS: Final = {
 
 
 @define(eq=False)
-class ProbeVm:
-    """A VM on the host under judgement; `told` is its history."""
+class ProbeVm(DrivenVm):
+    """A VM on the host under judgement."""
 
-    probe: Probe
-    host: Host
-    profile: Profile
-    shape: VmShape
-    cpu_vendor: str
-    told: list[Observation] = field(factory=list, init=False)
     vcpus: tuple[ProbeVcpu, ...] = field(init=False)
-    migrator: Migrator = field(init=False)
-    header: Header = field(init=False)
-    max_vcpus: int = field(init=False)
-    """The host's KVM_MAX_VCPUS."""
-    long_mode: bool = field(default=False, init=False)
-    """The layout that shared structures are expected in."""
-    shared_info: int = field(default=SHARED_INFO, init=False)
-    upcall_vector: int = field(default=0, init=False)
     added: int = field(default=0, init=False)
     """Memory slots added since."""
-    _stepper: Stepper = field(init=False)
-    """Does events on the host's VM, which lives as long as this and `migrator` hold it."""
     _next_fd: int = field(default=1, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.migrator = Migrator(self.host)
-        vm = self.migrator.create_vm(self.shape, cpu_vendor=self.cpu_vendor)
-        self.header = Header(cpu_vendor=self.cpu_vendor, recorder="conformance", vm=self.shape)
-        self._stepper = Stepper(vm, self.header)
+        super().__attrs_post_init__()
         self.vcpus = tuple(ProbeVcpu(self, vcpu.index, vcpu.id) for vcpu in self.shape.vcpus)
-        self.max_vcpus = self._stepper.vm.ioctl(ioctls.KVM_CHECK_EXTENSION, KVM_CAP_MAX_VCPUS)
-        self.header = evolve(self.header, max_vcpus=self.max_vcpus)
-        self.tell(
-            events.Ioctl(name="KVM_CHECK_EXTENSION", arg={"cap": KVM_CAP_MAX_VCPUS}, ret=self.max_vcpus)
-        )
-
-    @property
-    def layout(self) -> GuestLayout:
-        """The layout that shared structures are expected in."""
-        return LAYOUT_64 if self.long_mode else LAYOUT_32
-
-    # ---- telling and demanding
-
-    def tell(self, event: _E, answer: int | None = None) -> _E:
-        """It happened."""
-        self.told.append(Observation(place=Place(len(self.told)), event=event, answer=answer))
-        return event
-
-    def fail(self, demanded: str, observed: str, vcpu: int | None = None) -> NoReturn:
-        """The host doesn't do what is demanded of the last event."""
-        __tracebackhide__ = True
-        self.probe.fail(demanded, observed, self.told, vcpu)
-
-    def ioctl(
-        self,
-        name: str,
-        arg: Mapping[str, Any],
-        *,
-        vcpu: int | None = None,
-        ret: int | None = 0,
-        out: Mapping[str, Any] | None = None,
-    ) -> events.Ioctl:
-        """Make an ioctl, by its UAPI name and with its argument as a trace has it.
-
-        `ret`: what it must return (None: anything); `out`: members that a GET must store.
-        """
-        __tracebackhide__ = True
-        wanted = events.Ioctl(name=name, arg=arg, ret=ret or 0, vcpu=vcpu)
-        made = self.tell(self._stepper.ioctl(wanted))
-        if ret is not None and made.ret != ret:
-            self.fail(result(ret), event_words(made), vcpu)
-        for member, value in (out or {}).items():
-            found = (made.out or {}).get(member)
-            if found != value:
-                self.fail(f"{result(0)}, {member}={_plain(value)}", event_words(made), vcpu)
-        return made
 
     # ---- configuration
+
+    def enable_hyper_v(self) -> None:
+        """KVM_SET_CPUID2 with Hyper-V's leaves and its guest OS identity, which traces don't hold."""
+        self._stepper.vm.enable_hyper_v()
 
     def config(self, flags: int = DEFAULT_FLAGS, msr: int = MSR, *, ret: int = 0, **blob: Any) -> None:
         """KVM_XEN_HVM_CONFIG; `blob`: blob_addr_64 and so on, addresses as numbers or {"gpa": G}."""
@@ -229,8 +159,13 @@ class ProbeVm:
         self.tell(self._stepper.mem(events.Mem(op="write", gpa=gpa, data=data, now_plus_at=now_plus_at)))
 
     def read(self, gpa: int, size: int) -> bytes:
-        """What memory holds."""
-        return self.tell(self._stepper.mem(events.Mem(op="read", gpa=gpa, data=bytes(size)))).data
+        """What memory holds, of one slot or of several; nothing where there is none."""
+        found, end = b"", gpa + size
+        while gpa < end:
+            part = min(end, (gpa // PAGE_SIZE + 1) * PAGE_SIZE) - gpa
+            found += self.tell(self._stepper.mem(events.Mem(op="read", gpa=gpa, data=bytes(part)))).data
+            gpa += part
+        return found
 
     def holds(self, gpa: int, data: bytes, what: str = "", *, mask: bytes | None = None) -> None:
         """Memory must hold these bytes, `mask` says which bits of them."""
@@ -269,7 +204,20 @@ class ProbeVm:
             if vcpu.vcpu_info is not None:
                 self.store(vcpu.vcpu_info, bytes(16))
 
-    # ---- time
+    # ---- interrupts and time
+
+    def do_take_interrupts(self, index: int) -> list[int]:
+        """The vectors that the guest takes now; after the VM-wide one it clears evtchn_upcall_pending."""
+        vcpu, vectors = self.vcpus[index], []
+        for _ in range(_MAX_IRQS):
+            taken = self._stepper.irq(events.Irq(vcpu=index, vector=0))
+            if taken is None:
+                break
+            self.tell(taken)
+            vectors.append(taken.vector)
+            if taken.vector == self.upcall_vector and vcpu.vcpu_info is not None:
+                self.store(vcpu.vcpu_info, b"\0")
+        return vectors
 
     def wait(self, ns: int) -> None:
         """At least `ns` pass; then each vCPU enters the guest."""
@@ -297,6 +245,10 @@ class ProbeVm:
         """The guest's Xen clock (ns)."""
         return self._stepper.vm.guest_clock(0)
 
+    def wait_for_cpu(self, ns: int) -> int:
+        """Another thread has the CPU for `ns` or more, which traces don't hold: how long it did."""
+        return self._stepper.vm.wait_for_cpu(ns)
+
     def set_clock(self, ns: int) -> None:
         """KVM_SET_CLOCK, which traces don't hold."""
         __tracebackhide__ = True
@@ -304,54 +256,19 @@ class ProbeVm:
         if ret:
             self.fail(f"KVM_SET_CLOCK({ns} ns) to return 0", result(ret))
 
-    def add_memory(self, gpa: int, size: int = PAGE_SIZE) -> None:
-        """KVM_SET_USER_MEMORY_REGION with a new slot, which traces don't hold."""
-        self._stepper.vm.add_memory(gpa, size)
+    # ---- memory slots, which traces don't hold
 
-    def close(self) -> None:
-        """Let go of the VM, which the host then forgets; nothing can be done to it any more."""
-        del self._stepper, self.migrator
+    def add_memory(self, gpa: int, size: int = PAGE_SIZE, *, log_dirty: bool = False) -> None:
+        """KVM_SET_USER_MEMORY_REGION with a new slot; `log_dirty`: KVM_MEM_LOG_DIRTY_PAGES."""
+        self._stepper.vm.add_memory(gpa, size, log_dirty=log_dirty)
 
-    # ---- for vCPUs
+    def remove_memory(self, gpa: int) -> None:
+        """KVM_SET_USER_MEMORY_REGION of size 0, for the slot that was added there."""
+        self._stepper.vm.remove_memory(gpa)
 
-    def do_hypercall(self, event: events.Hypercall, answer: int, *, moved: bool = False) -> events.Hypercall:
-        """Let the guest make a hypercall; a forwarded one is answered, with RIP elsewhere if `moved`."""
-
-        def answered(_event: events.Hypercall, _exit: XenExit) -> int:
-            return answer
-
-        happened = self._stepper.hypercall(event, None, answered, moved=moved)
-        if happened is None:
-            self.tell(event)
-            self.fail(
-                "an outcome that can be known", "the host can't tell what the hypercall does", event.vcpu
-            )
-        return self.tell(happened, answer if happened.exit is not None else None)
-
-    def do_run(self, vcpu: int) -> None:
-        """Let a vCPU enter the guest."""
-        self.tell(self._stepper.vcpu_run(events.VcpuRun(vcpu=vcpu)))
-
-    def do_wrmsr(self, event: events.Wrmsr) -> events.Wrmsr:
-        """Let the guest write an MSR."""
-        return self.tell(self._stepper.wrmsr(event))
-
-    def do_take_interrupts(self, vcpu: ProbeVcpu) -> list[int]:
-        """The vectors that the guest takes now; after the VM-wide one it clears evtchn_upcall_pending."""
-        vectors = []
-        for _ in range(_MAX_IRQS):
-            taken = self._stepper.irq(events.Irq(vcpu=vcpu.index, vector=0))
-            if taken is None:
-                break
-            self.tell(taken)
-            vectors.append(taken.vector)
-            if taken.vector == self.upcall_vector and vcpu.vcpu_info is not None:
-                self.store(vcpu.vcpu_info, b"\0")
-        return vectors
-
-    def hva(self, gpa: int) -> int:
-        """The host address of a guest address."""
-        return self._stepper.names.host_address({"gpa": gpa})
+    def dirty_log(self, gpa: int) -> frozenset[int]:
+        """KVM_GET_DIRTY_LOG of the slot that was added there: pages, by guest address."""
+        return self._stepper.vm.dirty_log(gpa)
 
 
 def _member(type_: int, value: Any) -> dict[str, Any]:
@@ -361,12 +278,6 @@ def _member(type_: int, value: Any) -> dict[str, Any]:
         return {"shared_info": {"hva": value}}
     member = _VM_MEMBERS.get(HvmAttr(type_)) if type_ in set(HvmAttr) else None
     return {} if member is None else {member: value}
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key}={_plain(item)}" for key, item in value.items())
-    return number(value) if isinstance(value, int) else str(value)
 
 
 def _ports(ports: list[int]) -> str:

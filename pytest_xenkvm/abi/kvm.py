@@ -24,6 +24,10 @@ KVM_CAP_SPLIT_IRQCHIP: Final = 121
 
 USER_MEMORY_REGION: Final = Struct("<IIQQQ")
 """slot, flags, guest_phys_addr, memory_size (bytes), userspace_addr."""
+MEM_LOG_DIRTY_PAGES: Final = 1 << 0
+"""KVM_MEM_LOG_DIRTY_PAGES, a slot's flag."""
+DIRTY_LOG: Final = Struct("<I4xQ")
+"""slot, dirty_bitmap: the host address of a bit for each page."""
 ENABLE_CAP: Final = Struct("<IIQ88x")
 """cap, flags, args[0]."""
 CPUID_HEADER: Final = Struct("<I4x")
@@ -31,9 +35,15 @@ CPUID_HEADER: Final = Struct("<I4x")
 CPUID_ENTRY: Final = Struct("<IIIIIII12x")
 """function, index, flags, eax, ebx, ecx, edx."""
 MAX_CPUID_ENTRIES: Final = 256
+ONE_MSR: Final = Struct("<I4xI4xQ")
+"""nmsrs, then an entry: index, data."""
 MP_STATE: Final = Struct("<I")
 MP_STATE_RUNNABLE: Final = 0
 LAPIC_SIZE: Final = 1024
+MSRS_HEADER: Final = Struct("<I4x")
+"""nmsrs; the entries follow."""
+MSR_ENTRY: Final = Struct("<I4xQ")
+"""index, data."""
 SIGNAL_MASK: Final = Struct("<IQ")
 """len (8), sigset."""
 
@@ -53,15 +63,18 @@ KVM_CREATE_VM: Final = _request(0x01)
 KVM_GET_VCPU_MMAP_SIZE: Final = _request(0x04)
 KVM_GET_SUPPORTED_CPUID: Final = _request(0x05, CPUID_HEADER.size, _READ | _WRITE)
 KVM_CREATE_VCPU: Final = _request(0x41)
+KVM_GET_DIRTY_LOG: Final = _request(0x42, DIRTY_LOG.size, _WRITE)
 KVM_SET_USER_MEMORY_REGION: Final = _request(0x46, USER_MEMORY_REGION.size, _WRITE)
 KVM_CREATE_IRQCHIP: Final = _request(0x60)
 KVM_RUN: Final = _request(0x80)
 KVM_GET_SREGS: Final = _request(0x83, SREGS_SIZE, _READ)
 KVM_SET_SREGS: Final = _request(0x84, SREGS_SIZE, _WRITE)
+KVM_SET_MSRS: Final = _request(0x89, MSRS_HEADER.size, _WRITE)
 KVM_SET_SIGNAL_MASK: Final = _request(0x8B, 4, _WRITE)
 KVM_GET_LAPIC: Final = _request(0x8E, LAPIC_SIZE, _READ)
 KVM_SET_LAPIC: Final = _request(0x8F, LAPIC_SIZE, _WRITE)
 KVM_SET_CPUID2: Final = _request(0x90, CPUID_HEADER.size, _WRITE)
+KVM_GET_CPUID2: Final = _request(0x91, CPUID_HEADER.size, _READ | _WRITE)
 KVM_SET_MP_STATE: Final = _request(0x99, MP_STATE.size, _WRITE)
 KVM_ENABLE_CAP: Final = _request(0xA3, ENABLE_CAP.size, _WRITE)
 

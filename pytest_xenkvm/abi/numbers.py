@@ -337,5 +337,9 @@ KVM_ENOSYS: Final = 1000
 KVM_EPERM: Final = 1
 """KVM's own hypercall ABI, which answers while INTERCEPT_HCALL is off."""
 
+HV_STATUS_INVALID_HYPERCALL_CODE: Final = 2
+HV_STATUS_INVALID_HYPERCALL_INPUT: Final = 3
+"""Hyper-V's hypercall ABI, which answers numbers with bit 31 where it is enabled."""
+
 FIRST_VALID_VECTOR: Final = 16
 """Upcall vectors below it belong to exceptions and are refused (0 switches off)."""

@@ -13,13 +13,16 @@ The states of an area, and what moves it between them (`kvm_gpc_activate`, `kvm_
 A *refused* area counts as active: reading the attribute returns the address that failed. Whoever wants to
 use it and may sleep maps it anew first, and gets -EFAULT if there is still no memory; whoever may not sleep
 takes it as it is (`mapped`).
+
+A page of an area given by guest address can be marked dirty in its slot's log (`kvm_gpc_mark_dirty_in_slot`);
+an area given by host address has no slot.
 """
 
 from __future__ import annotations
 
 from errno import EFAULT, EINVAL
 
-from attrs import define
+from attrs import define, field
 
 from pytest_xenkvm.abi.numbers import INVALID_GPA, PAGE_SIZE
 from pytest_xenkvm.core.errors import KvmError
@@ -37,6 +40,8 @@ class MemoryArea:
     """As the VMM gave it; 0 if the area was given by guest address."""
     mapped: memoryview | None = None
     """The bytes from the area's start to the end of its page; None while the area is not usable."""
+    _log: set[int] | None = field(default=None, init=False)
+    """Of the slot, while it is mapped by guest address; None if it keeps none."""
 
     def activate_gpa(self, memory: GuestMemory, gpa: int, size: int) -> None:
         """Map `size` bytes at guest address `gpa`; raises KvmError -EINVAL or -EFAULT as above."""
@@ -54,18 +59,22 @@ class MemoryArea:
 
     def deactivate(self) -> None:
         """Switch the area off."""
-        self.active, self.gpa, self.hva, self.mapped = False, INVALID_GPA, 0, None
+        self.active, self.gpa, self.hva, self.mapped, self._log = False, INVALID_GPA, 0, None, None
 
     def slots_changed(self) -> None:
         """The mapping of an area given by guest address is stale; host addresses stay what they are."""
         if not self.hva:
             self.mapped = None
 
+    def mark_dirty(self) -> None:
+        """The kernel has written to the area's page, and says so in the log of its slot."""
+        if self._log is not None:
+            self._log.add(self.gpa - self.gpa % PAGE_SIZE)
+
     def refresh(self, memory: GuestMemory) -> memoryview | None:
         """The bytes, mapped anew if need be; None if off, or if there is no memory."""
         if self.mapped is None and self.active:
-            gpa = memory.hva_to_gpa(self.hva, 1) if self.hva else self.gpa
-            self.mapped = None if gpa is None else memory.view(gpa, PAGE_SIZE - gpa % PAGE_SIZE)
+            self._find(memory, memory.hva_to_gpa(self.hva, 1) if self.hva else self.gpa)
         return self.mapped
 
     def usable(self, memory: GuestMemory) -> memoryview:
@@ -76,9 +85,13 @@ class MemoryArea:
         return mapped
 
     def _map(self, memory: GuestMemory, gpa: int | None) -> None:
-        self.mapped = None if gpa is None else memory.view(gpa, PAGE_SIZE - gpa % PAGE_SIZE)
+        self._find(memory, gpa)
         if self.mapped is None:
             raise KvmError(EFAULT)
+
+    def _find(self, memory: GuestMemory, gpa: int | None) -> None:
+        self.mapped = None if gpa is None else memory.view(gpa, PAGE_SIZE - gpa % PAGE_SIZE)
+        self._log = None if gpa is None or self.hva else memory.dirty_log(gpa)
 
 
 def _check_one_page(address: int, size: int) -> None:

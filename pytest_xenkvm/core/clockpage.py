@@ -49,9 +49,13 @@ def update_vcpu_clocks(vm: VmState, vcpu: VcpuState) -> None:
         return
     vcpu.clock_update_due = False
     info, time_info = vcpu.vcpu_info.refresh(vm.memory), vcpu.time_info.refresh(vm.memory)
-    stopped = 0 if info is None else _write_clock(vm, info, VCPU_INFO_TIME, 0)
+    stopped = 0
+    if info is not None:
+        stopped = _write_clock(vm, info, VCPU_INFO_TIME, 0)
+        vcpu.vcpu_info.mark_dirty()
     if time_info is not None:
         _write_clock(vm, time_info, 0, stopped if vm.profile.guest_stopped_bleeds else 0)
+        vcpu.time_info.mark_dirty()
 
 
 def _write_clock(vm: VmState, area: memoryview, place: int, stopped: int) -> int:

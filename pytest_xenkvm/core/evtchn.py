@@ -13,6 +13,9 @@ kernels):
                                                   vCPU's own upcall vector is raised
 
 Selector bits of a vCPU whose vcpu_info is not mapped are kept and merged at its next guest entry with one.
+
+The merge marks vcpu_info's page dirty; a delivery marks neither that page nor shared_info's: the VMM of a
+live migration must copy them by itself.
 """
 
 from __future__ import annotations
@@ -91,6 +94,7 @@ def merge_deferred(vm: VmState, vcpu: VcpuState) -> None:
     selector[:] = (int.from_bytes(selector, "little") | movable).to_bytes(len(selector), "little")
     vcpu.deferred_sel &= ~movable
     info[VCPU_INFO_UPCALL_PENDING] = 1
+    vcpu.vcpu_info.mark_dirty()
     if vcpu.upcall_vector:
         request_upcall_vector(vm, vcpu)
 

@@ -51,7 +51,21 @@ def write_msr(vm: VmState, msr: int, value: int, *, long_mode_active: bool) -> M
         page = None if offset else kernel_page(vm.cpu_vendor)
     if page is None or not vm.memory.write(value - offset, page):
         return MsrWrite.GP
+    vm.memory.mark_dirty(value - offset)
     return MsrWrite.OK
+
+
+def write_msr_for_vmm(vm: VmState, msr: int, value: int) -> bool:
+    """KVM_SET_MSRS of one MSR, the vCPU's EFER.LMA being what LONG_MODE says: whether it was set.
+
+    Only the hypercall MSR is known here, and some kernels leave that to the guest.
+    """
+    if not vm.profile.vmm_requests_hypercall_page:
+        return False
+    try:
+        return write_msr(vm, msr, value, long_mode_active=vm.long_mode) is MsrWrite.OK
+    except KvmError:
+        return False
 
 
 def latch_long_mode(vm: VmState, *, long_mode: bool, only_if_changed: bool) -> None:

@@ -3,6 +3,7 @@
 Dispatch, first row that matches (`kvm_xen_hypercall`):
 
     INTERCEPT_HCALL or the hypercall MSR not configured   KVM's own hypercall ABI answers
+    bit 31 of the number, while Hyper-V's are enabled      Hyper-V's hypercall ABI answers (at CPL 0)
     CPL > 0                                               forwarded
     number in the table below and its handler takes it    handled in the kernel
     otherwise                                             forwarded
@@ -21,6 +22,8 @@ from attrs import define
 
 from pytest_xenkvm.abi.layout import LAYOUT_32, LAYOUT_64, U32, U64, GuestLayout
 from pytest_xenkvm.abi.numbers import (
+    HV_STATUS_INVALID_HYPERCALL_CODE,
+    HV_STATUS_INVALID_HYPERCALL_INPUT,
     KVM_ENOSYS,
     KVM_EPERM,
     KVM_HC_KICK_CPU,
@@ -112,6 +115,8 @@ _SEND: Final = int(EvtchnOp.send)
 
 _KVM_HYPERCALLS: Final = frozenset((KVM_HC_VAPIC_POLL_IRQ, KVM_HC_KICK_CPU, KVM_HC_SCHED_YIELD))
 
+_HYPER_V_BIT: Final = 1 << 31
+
 Result = int | Forward
 
 
@@ -123,7 +128,18 @@ def dispatch(call: Call) -> Result:
     if regs.cpl > 0:
         return FORWARD
     handler = _HANDLERS.get(regs.nr)
-    return FORWARD if handler is None else handler(call)
+    if handler is not None:
+        return handler(call)
+    return _hyper_v_hypercall(call) if vm.hyper_v and regs.nr & _HYPER_V_BIT else FORWARD
+
+
+def _hyper_v_hypercall(call: Call) -> int:
+    """Hyper-V's own ABI (`kvm_hv_hypercall`), of which no call is modelled.
+
+    Its input is RCX of a 64-bit caller, in which a Xen hypercall has nothing, and EDX:EAX of a 32-bit one,
+    where bit 31 is reserved.
+    """
+    return HV_STATUS_INVALID_HYPERCALL_CODE if call.regs.longmode else HV_STATUS_INVALID_HYPERCALL_INPUT
 
 
 def _kvm_hypercall(call: Call) -> int:
@@ -185,7 +201,9 @@ def _poll(call: Call) -> int:
     ports = [port for (port,) in U32.iter_unpack(array)]
     if any(port >= vm.layout.max_ports for port in ports):
         return -EINVAL
-    if vm.shared_info.mapped is not None and not any(is_pending(vm, port) for port in ports):
+    # a vCPU whose selector bits wait is runnable (`kvm_xen_has_pending_events`)
+    runnable = vm.shared_info.mapped is None or call.vcpu.deferred_sel != 0
+    if not runnable and not any(is_pending(vm, port) for port in ports):
         limits = [vm.now + timeout] if timeout else []
         limits += [call.block_until] if call.block_until is not None else []
         call.vcpu.polling = ports[0] if count == 1 else ANY_PORT

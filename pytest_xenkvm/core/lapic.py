@@ -6,7 +6,8 @@ Two sources, both only with in-kernel local APICs, in this order:
    whatever non-zero value it has and whoever stored it; taken like a PIC interrupt, so it stays until the
    guest clears the byte. Needs a configured hypercall MSR (`kvm_xen_has_interrupt`).
 2. the local APIC's requested vectors, highest first, each taken once: a vCPU's own upcall vector arrives as a
-   fixed-mode interrupt (`kvm_xen_inject_vcpu_vector`).
+   fixed-mode interrupt (`kvm_xen_inject_vcpu_vector`). A local APIC that software disabled loses it, and gets
+   it when it is enabled, if `evtchn_upcall_pending` is set then (`kvm_xen_sw_enable_lapic`).
 """
 
 from __future__ import annotations
@@ -17,14 +18,25 @@ from pytest_xenkvm.core.state import VcpuState, VmState
 
 def request_upcall_vector(vm: VmState, vcpu: VcpuState) -> None:
     """Raise the vCPU's own upcall vector in its local APIC."""
-    if vm.has_local_apic:
+    if vm.has_local_apic and vcpu.apic_enabled:
         vcpu.irr |= 1 << vcpu.upcall_vector
+
+
+def enable_by_software(vm: VmState, vcpu: VcpuState, *, enabled: bool) -> None:
+    """The guest writes the spurious-interrupt vector register of its local APIC."""
+    vcpu.apic_enabled = enabled
+    if enabled and vm.xen_enabled and vcpu.upcall_vector and _announced(vm, vcpu):
+        request_upcall_vector(vm, vcpu)
 
 
 def upcall_is_pending(vm: VmState, vcpu: VcpuState) -> bool:
     """Whether the VM-wide upcall vector is raised on this vCPU."""
     if not vm.upcall_vector or not (vm.xen_enabled and vm.has_local_apic):
         return False
+    return _announced(vm, vcpu)
+
+
+def _announced(vm: VmState, vcpu: VcpuState) -> bool:
     info = vcpu.vcpu_info.refresh(vm.memory)
     return info is not None and info[VCPU_INFO_UPCALL_PENDING] != 0
 

@@ -8,7 +8,7 @@ WRMSR; then the kernel delivers what that caused, and the guest takes interrupts
 from __future__ import annotations
 
 from collections.abc import Sequence
-from errno import EINVAL
+from errno import EINVAL, ENOENT
 from typing import Any, Final
 
 from attrs import define, frozen
@@ -27,7 +27,7 @@ from pytest_xenkvm.core import evtchn, lapic, routing, runstate, timer, vcpu_att
 from pytest_xenkvm.core.clockpage import update_vcpu_clocks
 from pytest_xenkvm.core.errors import KvmError
 from pytest_xenkvm.core.eventfd import Eventfd, lookup
-from pytest_xenkvm.core.hypercall_page import MsrWrite, write_msr
+from pytest_xenkvm.core.hypercall_page import MsrWrite, write_msr, write_msr_for_vmm
 from pytest_xenkvm.core.hypercalls import Call, Forward, HypercallRegisters, ReadVirt, dispatch
 from pytest_xenkvm.core.memory import Buffer, GuestMemory
 from pytest_xenkvm.core.profile import HostLimits, Profile
@@ -84,11 +84,28 @@ class XenVm:
 
     # Ioctls
 
-    def add_memory(self, gpa: int, buffer: Buffer) -> None:
+    def add_memory(self, gpa: int, buffer: Buffer, *, log_dirty: bool = False) -> None:
         """KVM_SET_USER_MEMORY_REGION with a new slot, which overlaps no other."""
-        self.state.memory.add(gpa, buffer)
-        for area in self.state.areas:
-            area.slots_changed()
+        self.state.memory.add(gpa, buffer, log_dirty=log_dirty)
+        self._slots_changed()
+
+    def remove_memory(self, gpa: int) -> None:
+        """KVM_SET_USER_MEMORY_REGION of size 0 for the slot at `gpa`; KvmError -EINVAL if there is none."""
+        if not self.state.memory.remove(gpa):
+            raise KvmError(EINVAL)
+        self._slots_changed()
+
+    def dirty_log(self, gpa: int) -> frozenset[int]:
+        """KVM_GET_DIRTY_LOG of the slot at `gpa`: guest addresses of pages marked dirty since the last time.
+
+        Raises KvmError -ENOENT if there is no such slot, or it keeps no log.
+        """
+        log = self.state.memory.dirty_log(gpa)
+        if log is None:
+            raise KvmError(ENOENT)
+        found = frozenset(log)
+        log.clear()
+        return found
 
     def check_extension(self, capability: int) -> int:
         """KVM_CHECK_EXTENSION for the two capabilities that matter here; 0 for others."""
@@ -98,6 +115,10 @@ class XenVm:
             return 0
         offered = sum(XenHvmFlag)
         return offered if self.state.limits.run_delay_info else offered & ~RUN_DELAY_HVM_FLAGS
+
+    def enable_hyper_v(self) -> None:
+        """KVM_SET_CPUID2 with Hyper-V's leaves and KVM_SET_MSRS of HV_X64_MSR_GUEST_OS_ID."""
+        self.state.hyper_v = True
 
     def configure(self, config: HvmConfig) -> None:
         """KVM_XEN_HVM_CONFIG."""
@@ -210,6 +231,15 @@ class XenVm:
         self._settle(vcpu)
         return outcome
 
+    def set_msr(self, msr: int, value: int) -> bool:
+        """KVM_SET_MSRS of one MSR: whether it was set."""
+        return write_msr_for_vmm(self.state, msr, value)
+
+    def enable_local_apic(self, vcpu: VcpuState, *, enabled: bool) -> None:
+        """The guest enables or disables its local APIC by software."""
+        lapic.enable_by_software(self.state, vcpu, enabled=enabled)
+        self._settle(vcpu)
+
     def next_vector(self, vcpu: VcpuState) -> int | None:
         """The interrupt vector that the guest would take now; None if there is none."""
         return lapic.next_vector(self.state, vcpu)
@@ -227,6 +257,10 @@ class XenVm:
     def set_clock(self, now: int) -> None:
         """KVM_SET_CLOCK: the VM's clock (u64 ns), forwards or backwards; timers take as long as before."""
         timer.set_clock(self.state, now)
+
+    def _slots_changed(self) -> None:
+        for area in self.state.areas:
+            area.slots_changed()
 
     def _settle(self, vcpu: VcpuState) -> None:
         if vcpu.deferred_sel:

@@ -12,6 +12,8 @@ from typing import Any, Final, Protocol, cast
 
 from attrs import field, frozen
 
+from pytest_xenkvm.abi.numbers import PAGE_SIZE
+
 HVA_BASE: Final = 0x7E00_0000_0000
 """Host virtual address of the first slot; the others follow it without gaps."""
 
@@ -34,6 +36,8 @@ class Slot:
     gpa: int
     buffer: Buffer
     hva: int
+    dirty: set[int] | None = None
+    """KVM_MEM_LOG_DIRTY_PAGES: guest addresses of the pages that were marked dirty; None: no log is kept."""
     end: int = field(init=False)
     """The first guest physical address behind the slot."""
 
@@ -53,10 +57,29 @@ class GuestMemory:
             self.slots.append(Slot(gpa, buffer, hva if hvas is None else hvas[index]))
             hva += len(buffer)
 
-    def add(self, gpa: int, buffer: Buffer, hva: int | None = None) -> None:
+    def add(self, gpa: int, buffer: Buffer, hva: int | None = None, *, log_dirty: bool = False) -> None:
         """One more slot, which overlaps none; `hva` None: mapped behind all others."""
         ends = (slot.hva + len(slot.buffer) for slot in self.slots)
-        self.slots.append(Slot(gpa, buffer, max(ends, default=HVA_BASE) if hva is None else hva))
+        place = max(ends, default=HVA_BASE) if hva is None else hva
+        self.slots.append(Slot(gpa, buffer, place, set() if log_dirty else None))
+
+    def remove(self, gpa: int) -> bool:
+        """Take the slot away that begins at `gpa`; False if there is none."""
+        for index, slot in enumerate(self.slots):
+            if slot.gpa == gpa:
+                del self.slots[index]
+                return True
+        return False
+
+    def dirty_log(self, gpa: int) -> set[int] | None:
+        """The log of the slot that has guest address `gpa`; None if it keeps none, or if there is no slot."""
+        return next((slot.dirty for slot in self.slots if slot.gpa <= gpa < slot.end), None)
+
+    def mark_dirty(self, gpa: int) -> None:
+        """The kernel has written to the page at `gpa`, and says so (`mark_page_dirty_in_slot`)."""
+        log = self.dirty_log(gpa)
+        if log is not None:
+            log.add(gpa - gpa % PAGE_SIZE)
 
     def overlaps(self, gpa: int, size: int) -> bool:
         """Whether some of [gpa, gpa + size) lies in a slot."""

@@ -33,6 +33,8 @@ class Profile:
     """Bytes that VCPU_INFO and VCPU_INFO_HVA must be aligned to, else -ENXIO (1: not checked)."""
     hypercall_msr_range: range | None
     """MSR indices that KVM_XEN_HVM_CONFIG takes besides 0, else -EINVAL (None: any)."""
+    vmm_requests_hypercall_page: bool
+    """KVM_SET_MSRS of the hypercall MSR writes the page as the guest's write does (`kvm_set_msr_common`)."""
     guest_stopped_bleeds: bool
     """The guest's PVCLOCK_GUEST_STOPPED in vcpu_info's clock also goes into VCPU_TIME_INFO's."""
     shared_info_updates_clocks: bool
@@ -72,6 +74,7 @@ LINUX_6_12: Final = Profile(
     forwards_singleshot_while_id_unset=False,
     vcpu_info_alignment=4,
     hypercall_msr_range=None,
+    vmm_requests_hypercall_page=True,
     guest_stopped_bleeds=True,
     shared_info_updates_clocks=True,
     runstate_ignores_backward_clock=False,
@@ -83,6 +86,7 @@ LINUX_7_2: Final = evolve(
     summary="Linux 7.2 (7.2.13)",
     vcpu_info_alignment=1,
     hypercall_msr_range=range(0x4000_0000, 0x5000_0000),
+    vmm_requests_hypercall_page=False,
     guest_stopped_bleeds=False,
 )
 

@@ -149,6 +149,7 @@ def write_guest(vm: VmState, vcpu: VcpuState, *, atomic: bool = False) -> None:
     if size <= room:
         _put_state(head, 0, account.state)
         _put_times(head, start, entry_time, running, runnable, blocked, offline)
+        vcpu.runstate_head.mark_dirty()
         return
     tail = vcpu.runstate_tail.mapped if atomic else _tail(vm, vcpu, size - room)
     if tail is None:
@@ -158,6 +159,8 @@ def write_guest(vm: VmState, vcpu: VcpuState, *, atomic: bool = False) -> None:
     _put_times(image, start, entry_time, running, runnable, blocked, offline)
     head[:] = image[:room]
     tail[: size - room] = image[room:]
+    vcpu.runstate_head.mark_dirty()
+    vcpu.runstate_tail.mark_dirty()
 
 
 def _tail(vm: VmState, vcpu: VcpuState, size: int) -> memoryview | None:

@@ -106,6 +106,8 @@ class VcpuState:
     """Renew the pvclock structures of all vCPUs at the next guest entry."""
     irr: int = 0
     """Local APIC: requested vectors, a bit each."""
+    apic_enabled: bool = True
+    """Local APIC: enabled by software, in its spurious-interrupt vector register."""
     polling: int | None = None
     """The port that a blocked SCHEDOP_poll watches, or ANY_PORT; None while the vCPU doesn't poll."""
     kicked: bool = False
@@ -138,6 +140,8 @@ class VmState:
     shared_info: MemoryArea = Factory(MemoryArea)
     upcall_vector: int = 0
     xen_version: int = 0
+    hyper_v: bool = False
+    """The vCPUs have Hyper-V's CPUID leaves and its guest OS identity is set (`kvm_hv_hypercall_enabled`)."""
     runstate_update_flag: bool = False
     outbound: dict[int, OutboundPort] = Factory(dict)
     routes: dict[int, EvtchnDelivery] = Factory(dict)

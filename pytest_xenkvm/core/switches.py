@@ -98,6 +98,17 @@ SWITCHES: Final[tuple[Switch, ...]] = (
         word=_msr_range,
     ),
     Switch(
+        field="vmm_requests_hypercall_page",
+        title="KVM_SET_MSRS of the hypercall MSR writes the hypercall page",
+        source="kvm_set_msr_common; seen on 6.12.117, not on 7.2.13 and 7.3-rc7",
+        shows=(
+            "The VMM's own write of the MSR, as in a migration. Later kernels treat it as an MSR that there "
+            "isn't: KVM_SET_MSRS stops there."
+        ),
+        advice="Leave the hypercall MSR out of what KVM_SET_MSRS writes: the guest's memory has the page.",
+        word=_yes_no,
+    ),
+    Switch(
         field="guest_stopped_bleeds",
         title="PVCLOCK_GUEST_STOPPED in vcpu_info's clock also goes into VCPU_TIME_INFO's",
         source="kvm_guest_time_update; seen on 6.12.117, not on 7.2.13 and 7.3-rc7",

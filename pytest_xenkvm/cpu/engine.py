@@ -115,6 +115,10 @@ class Engine:
         """Share `memory` with the guest at a physical address below `PHYSICAL_LIMIT`, both page-aligned."""
         self.unicorn.map(address, memory)
 
+    def unmap(self, address: int) -> None:
+        """Take what was mapped there away."""
+        self.unicorn.unmap(address)
+
     def enter(self, control: ControlBlock, start: Start, *, count: int) -> int:
         """Load a CPU state and run it for `count` instructions at the most: why it stopped."""
         self._host.restore()

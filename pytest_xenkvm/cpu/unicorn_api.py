@@ -145,6 +145,10 @@ class Unicorn:
         """Let the CPU see `memory`, the very same bytes, at physical `address`; raises UnicornError."""
         self._engine.map(address, memory)
 
+    def unmap(self, address: int) -> None:
+        """Take from the CPU what was mapped at `address`; raises UnicornError."""
+        self._engine.unmap(address)
+
     def flush_code(self) -> None:
         """Forget translations: whoever but the guest changes code must say so."""
         self._engine.flush_code()

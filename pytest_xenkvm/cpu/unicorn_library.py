@@ -106,6 +106,11 @@ class OpenEngine:
         check(LIBRARY.uc_mem_map_ptr(self.handle, address, size, _ALL_ACCESS, pointer))
         self._mapped[address] = size, exported
 
+    def unmap(self, address: int) -> None:
+        """Take the memory away that was mapped there; raises UnicornError."""
+        size, _hold = self._mapped.pop(address)
+        check(LIBRARY.uc_mem_unmap(self.handle, address, size))
+
     def flush_code(self) -> None:
         """Forget translations."""
         self._control(unicorn_const.UC_CTL_TB_FLUSH)
@@ -119,9 +124,8 @@ class OpenEngine:
         Not undone, so whoever does it says so in `reusable`: hooks; MSRs that are in no saved CPU state; what
         guest code may do to its debug registers, whose breakpoints Unicorn keeps outside of the CPU state.
         """
-        while self._mapped:
-            address, (size, _hold) = self._mapped.popitem()
-            check(LIBRARY.uc_mem_unmap(self.handle, address, size))
+        for address in list(self._mapped):
+            self.unmap(address)
         check(LIBRARY.uc_context_restore(self.handle, self._birth))
         self._control(unicorn_const.UC_CTL_TLB_FLUSH)
         self.flush_code()

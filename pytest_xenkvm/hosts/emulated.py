@@ -11,7 +11,7 @@ from typing import Final
 
 from attrs import Factory, define, field, frozen
 
-from pytest_xenkvm.abi import ioctls
+from pytest_xenkvm.abi import ioctls, kvm
 from pytest_xenkvm.abi.numbers import KVM_CLOCK_VALID_FLAGS, U32_MAX, U64_MAX
 from pytest_xenkvm.core import evtchn, lapic, timer
 from pytest_xenkvm.core.errors import KvmError
@@ -100,10 +100,9 @@ class EmulatedVm:
                 return _VM_IOCTLS[request](self.machine, argument)
             if isinstance(argument, int):
                 return -EFAULT
-            _VCPU_IOCTLS[request](self.machine, vcpu, argument)
+            return _VCPU_IOCTLS[request](self.machine, vcpu, argument) or 0
         except KvmError as error:
             return -error.errno
-        return 0
 
     def read_memory(self, gpa: int, size: int) -> bytes | None:
         return self.machine.state.memory.read(gpa, size)
@@ -166,15 +165,34 @@ class EmulatedVm:
             raise UnseenMemory(f"vCPU {vcpu} waits for no answer: only then are its page tables known")
         return self._forwarded[vcpu].translate(gva)
 
-    def add_memory(self, gpa: int, size: int) -> None:
+    def add_memory(self, gpa: int, size: int, *, log_dirty: bool = False) -> None:
         if self.machine.state.memory.overlaps(gpa, size):
             raise HostError(f"a memory slot of {size} bytes at {gpa:#x} overlaps memory that the VM has")
         ((_gpa, buffer),) = map_slots([MemorySlot(gpa=gpa, size=size)])
         self.share(gpa, buffer)
-        self.machine.add_memory(gpa, buffer)
+        self.machine.add_memory(gpa, buffer, log_dirty=log_dirty)
+
+    def remove_memory(self, gpa: int) -> None:
+        try:
+            self.machine.remove_memory(gpa)
+        except KvmError as error:
+            raise HostError(f"there is no memory slot at {gpa:#x} to take away") from error
+        self.unshare(gpa)
+
+    def dirty_log(self, gpa: int) -> frozenset[int]:
+        try:
+            return self.machine.dirty_log(gpa)
+        except KvmError as error:
+            raise HostError(f"the memory at {gpa:#x} keeps no log of dirty pages") from error
 
     def share(self, gpa: int, buffer: mmap.mmap) -> None:
         """Let the guest's CPU have new memory, where there is one."""
+
+    def unshare(self, gpa: int) -> None:
+        """Take memory from the guest's CPU, where there is one."""
+
+    def enable_hyper_v(self) -> None:
+        self.machine.enable_hyper_v()
 
     def gpa_to_hva(self, gpa: int) -> int | None:
         return self.machine.state.memory.gpa_to_hva(gpa)
@@ -223,6 +241,10 @@ class EmulatedVm:
             return MsrOutcome(ok=False, run_ret=-error.errno)
         return MsrOutcome(ok=outcome is MsrWrite.OK)
 
+    def enable_local_apic(self, vcpu: int, *, enabled: bool) -> None:
+        self.run(vcpu)
+        self.machine.enable_local_apic(self.machine.state.vcpus[vcpu], enabled=enabled)
+
     def take_interrupt(self, vcpu: int) -> int | None:
         state = self.machine.state
         return lapic.take_vector(state, state.vcpus[vcpu])
@@ -230,6 +252,12 @@ class EmulatedVm:
     def pass_time(self, *, ns: int = 0, until: int = 0) -> None:
         state = self.machine.state
         timer.advance(state, max(state.now + ns, until) if ns else until)
+
+    def wait_for_cpu(self, ns: int) -> int:
+        self.pass_time(ns=ns)
+        for vcpu in self.machine.state.vcpus:
+            vcpu.run_delay += ns
+        return ns
 
 
 def _check_extension(machine: XenVm, argument: int | bytearray) -> int:
@@ -264,6 +292,18 @@ def _get_vcpu_attr(machine: XenVm, vcpu: int, argument: bytearray) -> None:
 def _set_vcpu_attr(machine: XenVm, vcpu: int, argument: bytearray) -> None:
     type_ = codec.attribute_type(argument)
     machine.set_vcpu_attr(machine.state.vcpus[vcpu], type_, codec.load_vcpu_value(argument, type_))
+
+
+def _set_msrs(machine: XenVm, _vcpu: int, argument: bytearray) -> int:
+    """The number of MSRs that were set; those of the CPU aren't modelled, and set none."""
+    count: int = kvm.MSRS_HEADER.unpack_from(argument)[0]
+    if len(argument) < kvm.MSRS_HEADER.size + count * kvm.MSR_ENTRY.size:
+        raise KvmError(EFAULT)
+    for number in range(count):
+        msr, value = kvm.MSR_ENTRY.unpack_from(argument, kvm.MSRS_HEADER.size + number * kvm.MSR_ENTRY.size)
+        if not machine.set_msr(msr, value):
+            return number
+    return count
 
 
 def _configure(machine: XenVm, argument: bytearray) -> None:
@@ -315,7 +355,8 @@ _VM_IOCTLS: Final[dict[int, Callable[[XenVm, int | bytearray], int]]] = {
     ioctls.KVM_IRQ_LINE: _with_bytes(_irq_line),
 }
 
-_VCPU_IOCTLS: Final[dict[int, Callable[[XenVm, int, bytearray], None]]] = {
+_VCPU_IOCTLS: Final[dict[int, Callable[[XenVm, int, bytearray], int | None]]] = {
     ioctls.KVM_XEN_VCPU_GET_ATTR: _get_vcpu_attr,
     ioctls.KVM_XEN_VCPU_SET_ATTR: _set_vcpu_attr,
+    kvm.KVM_SET_MSRS: _set_msrs,
 }

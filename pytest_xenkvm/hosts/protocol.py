@@ -75,10 +75,30 @@ class HostVm(Protocol):
     def translate(self, vcpu: int, gva: int) -> int | None:
         """The guest address behind a virtual one; None where nothing is mapped. Raises as `read_virtual`."""
 
-    def add_memory(self, gpa: int, size: int) -> None:
+    def add_memory(self, gpa: int, size: int, *, log_dirty: bool = False) -> None:
         """Give the VM one more slot of zeroed memory (bytes, whole pages); raises HostError if it can't be.
 
-        KVM then finds its mappings of areas by guest address stale (`kvm_gpc_check`).
+        KVM then finds its mappings of areas by guest address stale (`kvm_gpc_check`). `log_dirty`:
+        KVM_MEM_LOG_DIRTY_PAGES, for `dirty_log`.
+        """
+
+    def remove_memory(self, gpa: int) -> None:
+        """Take the slot away that `add_memory` added at `gpa`, for good; raises HostError.
+
+        The host keeps its memory mapped: areas by host address go on being used.
+        """
+
+    def dirty_log(self, gpa: int) -> frozenset[int]:
+        """KVM_GET_DIRTY_LOG of the slot that was added at `gpa`: the pages marked dirty since the last time.
+
+        By their guest addresses. Only what guest and kernel write counts, `write_memory` doesn't. Raises
+        HostError if the slot keeps no log.
+        """
+
+    def enable_hyper_v(self) -> None:
+        """Let the guest make Hyper-V's hypercalls, too, whose numbers have bit 31 set (`kvm_hv_hypercall`).
+
+        Before any vCPU has entered the guest. Raises HostError if the host can't.
         """
 
     def gpa_to_hva(self, gpa: int) -> int | None:
@@ -114,11 +134,23 @@ class HostVm(Protocol):
     def wrmsr(self, vcpu: int, msr: int, value: int, *, longmode: bool, compat: bool = False) -> MsrOutcome:
         """Let the guest write an MSR from 64-bit (or, `compat`, 32-bit) code with EFER.LMA = `longmode`."""
 
+    def enable_local_apic(self, vcpu: int, *, enabled: bool) -> None:
+        """Let the guest enable or disable its local APIC, which the kernel has, by software.
+
+        That is bit 8 of the spurious-interrupt vector register; it is set at first.
+        """
+
     def take_interrupt(self, vcpu: int) -> int | None:
         """The vector that the guest takes now, with interrupts enabled; None if there is none."""
 
     def pass_time(self, *, ns: int = 0, until: int = 0) -> None:
         """Let at least `ns` pass, and the VM's clock reach `until` (ns since creation)."""
+
+    def wait_for_cpu(self, ns: int) -> int:
+        """Keep the VMM's thread waiting for a CPU that another one has: how long it did, `ns` or more.
+
+        KVM counts that as stolen from a running vCPU (`kvm_xen_update_runstate`). Raises HostError.
+        """
 
 
 @runtime_checkable

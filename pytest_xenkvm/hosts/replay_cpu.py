@@ -100,6 +100,11 @@ class ReplayCpu:
         if gpa < PRIVATE_BASE:
             self._engine.map(gpa, buffer)
 
+    def unshare(self, gpa: int) -> None:
+        """Take the memory away that `share` gave at that address."""
+        if gpa < PRIVATE_BASE:
+            self._engine.unmap(gpa)
+
     def move(self) -> None:
         """Set RIP to code that does nothing."""
         self._rip.write([self._image.at(replay_guest.IDLE)])

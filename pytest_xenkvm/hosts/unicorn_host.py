@@ -110,6 +110,10 @@ class UnicornVm(EmulatedVm):
         self.cpu.share(gpa, buffer)
 
     @_in_host_words
+    def unshare(self, gpa: int) -> None:
+        self.cpu.unshare(gpa)
+
+    @_in_host_words
     def complete(self, vcpu: int, result: int, *, moved: bool = False) -> int:
         self.cpu.continue_waiting(vcpu)
         self._forwarded.pop(vcpu)

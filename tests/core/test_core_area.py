@@ -114,6 +114,21 @@ def test_other_slots_make_a_mapping_stale() -> None:
     assert area.mapped is not None
 
 
+def test_dirty_pages_of_an_area() -> None:
+    """An area by guest address marks its page in the log of its slot; others have none."""
+    memory, area = GuestMemory([(0, bytearray(PAGE))]), MemoryArea()
+    memory.add(4 * PAGE, bytearray(2 * PAGE), log_dirty=True)
+    for gpa in (64, 5 * PAGE + 64):
+        area.activate_gpa(memory, gpa, 64)
+        area.mark_dirty()
+    hva = memory.gpa_to_hva(4 * PAGE)
+    assert hva is not None
+    area.activate_hva(memory, hva, 64)
+    area.mark_dirty()
+    assert memory.dirty_log(4 * PAGE) == {5 * PAGE}
+    assert memory.dirty_log(0) is None
+
+
 def test_an_area_that_is_off_stays_off() -> None:
     """Mapping anew leaves an area alone that nobody activated."""
     area = MemoryArea()

@@ -28,6 +28,7 @@ from pytest_xenkvm.abi.numbers import (
 )
 from pytest_xenkvm.core.hypercall_page import MsrWrite
 from pytest_xenkvm.core.memory import HVA_BASE
+from pytest_xenkvm.core.profile import PROFILES, Profile
 from pytest_xenkvm.core.state import HvmConfig
 
 
@@ -54,6 +55,20 @@ def test_a_hypercall_page_that_takes_gp(msr: int, value: int) -> None:
     before = observable(vm)
     assert vm.wrmsr(vm.state.vcpus[0], msr, value, long_mode_active=True) is MsrWrite.GP
     assert changed(before, observable(vm)) == set()
+
+
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
+def test_the_vmms_own_write(profile: Profile) -> None:
+    """KVM_SET_MSRS of the hypercall MSR writes the page up to Linux 6.12; later it sets nothing."""
+    vm = ready_vm(profile)
+    writes = profile.name == "linux-6.12"
+    for msr, value in ((MSR, 4 * PAGE), (MSR + 1, 4 * PAGE), (MSR, NOWHERE)):
+        vm.state.memory.write(4 * PAGE, bytes(PAGE))
+        done = writes and msr == MSR and value != NOWHERE
+        assert vm.set_msr(msr, value) is done
+        assert (vm.state.memory.read(4 * PAGE, 1) == b"\xb8") is done
+    vm.configure(HvmConfig(flags=0, msr=MSR, blob_addr_64=HVA_BASE + NOWHERE, blob_size_64=1))
+    assert not vm.set_msr(MSR, 4 * PAGE)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from xen_vms import (
     NOWHERE,
     SCRATCH,
     SHARED_INFO,
+    VCPU_INFO,
     hypercall,
     outcome,
     ready_vm,
@@ -92,14 +93,16 @@ def test_a_masked_event_wakes_who_polls_any_other_number_of_ports(polled: tuple[
 
 
 def test_an_event_wakes_a_vcpu_without_vcpu_info() -> None:
-    """An event whose selector bit must wait in the kernel ends a poll too, the first time it is set."""
+    """An event whose selector bit must wait in the kernel ends a poll, and while it waits none blocks."""
     vm = with_timer()
     vcpu = vm.state.vcpus[0]
     vm.set_vcpu_attr(vcpu, VcpuAttr.VCPU_INFO, INVALID_GPA)
     poll_ports(vm, 7, timeout=9000)
     vm.set_vcpu_attr(vcpu, VcpuAttr.TIMER, TimerSetting(port=3, expires_ns=1000))
     assert poll(vm) == 1000
-    vm.set_vcpu_attr(vcpu, VcpuAttr.TIMER, TimerSetting(port=4, expires_ns=2000))
+    assert poll(vm) == 1000
+    vm.set_vcpu_attr(vcpu, VcpuAttr.VCPU_INFO, VCPU_INFO)
+    vm.enter(vcpu)
     assert poll(vm) == 10_000
 
 

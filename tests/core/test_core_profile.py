@@ -71,8 +71,8 @@ def test_every_difference_is_explained() -> None:
 @pytest.mark.parametrize(
     ("profile", "words"),
     [
-        (LINUX_6_12, ["0", "no", "4 bytes, else -ENXIO", "any", "yes", "yes", "no"]),
-        (LINUX_7_2, ["0", "no", "any", "0x40000000 ... 0x4fffffff, else -EINVAL", "no", "yes", "no"]),
+        (LINUX_6_12, ["0", "no", "4 bytes, else -ENXIO", "any", "yes", "yes", "yes", "no"]),
+        (LINUX_7_2, ["0", "no", "any", "0x40000000 ... 0x4fffffff, else -EINVAL", "no", "no", "yes", "no"]),
         (
             LINUX_7_3,
             [
@@ -80,6 +80,7 @@ def test_every_difference_is_explained() -> None:
                 "yes",
                 "any",
                 "0x40000000 ... 0x4fffffff, else -EINVAL",
+                "no",
                 "no",
                 "no",
                 "yes",

@@ -34,7 +34,7 @@ from hypothesis import HealthCheck, assume, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 from watched_vm import ALL_IDS, ARGUMENT, FAILED_CALLS, VCPUS, WatchedVm
-from xen_vms import PAGE, PRIORITY, answer, changed, observable
+from xen_vms import PAGE, PRIORITY, changed, observable
 
 from pytest_xenkvm.abi.numbers import (
     INVALID_GFN,
@@ -113,9 +113,9 @@ class AnyOrder(WatchedVm):
         refused = isinstance(result, KvmError)
         if (refused and result.errno != EFAULT) or attr == VcpuAttr.RUNSTATE_ADJUST:
             return
-        found = answer(self.vm.get_vcpu_attr, self.states[vcpu], attr)
-        if attr == VcpuAttr.RUNSTATE_ADDR:
-            assert found == (f"-{ENOENT}" if refused or value == INVALID_GPA else value)
+        found = self.do("get_vcpu_attr", vcpu, attr)
+        if attr == VcpuAttr.RUNSTATE_ADDR and (refused or value == INVALID_GPA):
+            assert found.errno == ENOENT
         elif attr == VcpuAttr.RUNSTATE_CURRENT:
             assert found == (value[0],)
         elif attr == VcpuAttr.TIMER:

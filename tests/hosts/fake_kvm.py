@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
 from collections.abc import Callable
-from typing import Final
+from typing import ClassVar, Final
 
 from attrs import Factory, define
 
@@ -32,6 +33,15 @@ class FakeKvm:
     """File and request of each ioctl."""
     slots: list[tuple[int, int]] = Factory(list)
     """Guest address and size of each memory slot."""
+    slot_numbers: list[tuple[int, int]] = Factory(list)
+    """Number and flags of each."""
+    cpuid: list[tuple[int, ...]] = Factory(list)
+    """The leaves of the vCPUs."""
+    msrs: dict[int, int] = Factory(dict)
+    msrs_written: int = 1
+    """What KVM_SET_MSRS returns."""
+    dirty_bitmap: bytes = b""
+    """What KVM_GET_DIRTY_LOG stores."""
     closed: list[int] = Factory(list)
     runs: dict[int, mmap.mmap] = Factory(dict)
     interruptions: int = 0
@@ -61,15 +71,45 @@ class FakeKvm:
             return self._next_fd
         if request == kvm.KVM_GET_VCPU_MMAP_SIZE:
             return RUN_SIZE
-        if request == kvm.KVM_GET_SUPPORTED_CPUID:
-            assert isinstance(argument, bytearray)
-            kvm.CPUID_HEADER.pack_into(argument, 0, 1)
-        elif request == kvm.KVM_SET_USER_MEMORY_REGION:
-            _slot, _flags, gpa, size, _hva = kvm.USER_MEMORY_REGION.unpack(bytes(self._bytes(argument)))
-            self.slots.append((gpa, size))
-        elif request == kvm.KVM_RUN:
+        if request == kvm.KVM_RUN:
             return self._run(fd)
+        if request == kvm.KVM_SET_MSRS:
+            _count, msr, value = kvm.ONE_MSR.unpack(bytes(self._bytes(argument)))
+            self.msrs[msr] = value
+            return self.msrs_written
+        structure = self._STRUCTURES.get(request)
+        if structure is not None:
+            structure(self, self._bytes(argument))
         return 0
+
+    def _supported_cpuid(self, argument: bytes | bytearray) -> None:
+        assert isinstance(argument, bytearray)
+        kvm.CPUID_HEADER.pack_into(argument, 0, 1)
+
+    def _get_cpuid(self, argument: bytes | bytearray) -> None:
+        assert isinstance(argument, bytearray)
+        leaves = b"".join(kvm.CPUID_ENTRY.pack(*leaf) for leaf in self.cpuid)
+        argument[: kvm.CPUID_HEADER.size + len(leaves)] = kvm.CPUID_HEADER.pack(len(self.cpuid)) + leaves
+
+    def _set_cpuid(self, argument: bytes | bytearray) -> None:
+        self.cpuid = list(kvm.CPUID_ENTRY.iter_unpack(bytes(argument)[kvm.CPUID_HEADER.size :]))
+
+    def _set_slot(self, argument: bytes | bytearray) -> None:
+        slot, flags, gpa, size, _hva = kvm.USER_MEMORY_REGION.unpack(bytes(argument))
+        self.slots.append((gpa, size))
+        self.slot_numbers.append((slot, flags))
+
+    def _dirty_log(self, argument: bytes | bytearray) -> None:
+        _slot, bitmap = kvm.DIRTY_LOG.unpack(bytes(argument))
+        ctypes.memmove(bitmap, self.dirty_bitmap, len(self.dirty_bitmap))
+
+    _STRUCTURES: ClassVar[dict[int, Callable[[FakeKvm, bytes | bytearray], None]]] = {
+        kvm.KVM_GET_SUPPORTED_CPUID: _supported_cpuid,
+        kvm.KVM_GET_CPUID2: _get_cpuid,
+        kvm.KVM_SET_CPUID2: _set_cpuid,
+        kvm.KVM_SET_USER_MEMORY_REGION: _set_slot,
+        kvm.KVM_GET_DIRTY_LOG: _dirty_log,
+    }
 
     def map_file(self, fd: int, size: int) -> mmap.mmap:
         """Memory in place of the shared run structure."""

@@ -176,6 +176,19 @@ def test_arguments_are_in_the_registers_of_the_mode(kernel: FakeKvm, vm: DevKvmV
     assert rip == vm.vcpus[0].image.at(guest_code.HYPERCALL)
 
 
+@pytest.mark.parametrize(("enabled", "value"), [(True, 0x1FF), (False, 0xFF)])
+def test_the_local_apic_is_enabled_by_a_store(
+    kernel: FakeKvm, vm: DevKvmVm, *, enabled: bool, value: int
+) -> None:
+    """The guest stores the spurious-interrupt vector register, bit 8 being set where it shall be enabled."""
+    vm.enable_local_apic(0, enabled=enabled)
+    rax, *_more, rip, _flags = registers(kernel.runs[103])
+    image = vm.vcpus[0].image
+    assert (rax, rip) == (value, image.at(guest_code.SPURIOUS))
+    at = guest_code.SPURIOUS
+    assert image.memory[at : at + 9] == b"\xa3" + (0xFEE0_00F0).to_bytes(8, "little")
+
+
 def test_a_forwarded_call_is_answered(kernel: FakeKvm, vm: DevKvmVm) -> None:
     """KVM_EXIT_XEN becomes the exit, and the VMM's answer stands where the kernel looks for it."""
 
@@ -209,6 +222,53 @@ def test_a_slot_more(kernel: FakeKvm, vm: DevKvmVm) -> None:
     with pytest.raises(HostError, match=r"slot of 4096 bytes at 0x50000000 with errno 17"):
         vm.add_memory(0x5000_0000, 4096)
     assert vm.read_memory(0x5000_0000, 1) is None
+
+
+def test_a_slot_that_goes(kernel: FakeKvm, vm: DevKvmVm) -> None:
+    """A slot that was added can be deleted, and its number isn't used again; another one is a HostError."""
+    vm.add_memory(1 << 30, 4096)
+    vm.remove_memory(1 << 30)
+    assert kernel.slots[-1] == (1 << 30, 0)
+    assert vm.read_memory(1 << 30, 1) is None
+    vm.add_memory(1 << 30, 4096)
+    (first, _), (deleted, _), (second, _) = kernel.slot_numbers[-3:]
+    assert first == deleted != second
+    for gpa in (0, 2 << 30):
+        with pytest.raises(HostError, match=f"no memory slot was added at {gpa:#x}"):
+            vm.remove_memory(gpa)
+    kernel.refused[kvm.KVM_SET_USER_MEMORY_REGION] = errno.EINVAL
+    with pytest.raises(HostError, match="doesn't delete the slot at 0x40000000: errno 22"):
+        vm.remove_memory(1 << 30)
+
+
+def test_a_slots_dirty_pages(kernel: FakeKvm, vm: DevKvmVm) -> None:
+    """A bit of KVM_GET_DIRTY_LOG is a page of the slot; a slot without a log is a HostError."""
+    vm.add_memory(1 << 30, 66 * 4096, log_dirty=True)
+    assert kernel.slot_numbers[-1][1] == kvm.MEM_LOG_DIRTY_PAGES
+    kernel.dirty_bitmap = b"\x05" + bytes(7) + b"\x02" + bytes(7)
+    assert vm.dirty_log(1 << 30) == {1 << 30, (1 << 30) + 2 * 4096, (1 << 30) + 65 * 4096}
+    kernel.refused[kvm.KVM_GET_DIRTY_LOG] = errno.ENOENT
+    with pytest.raises(HostError, match="slot at 0x40000000 keeps no log of dirty pages: errno 2"):
+        vm.dirty_log(1 << 30)
+
+
+def test_hyper_v(kernel: FakeKvm, vm: DevKvmVm) -> None:
+    """Hyper-V's leaves replace KVM's own beside the CPU's, and its guest is known; without it: HostError."""
+    kernel.cpuid = [(0, 0, 0, 13, 1, 2, 3), (0x4000_0000, 0, 0, 9, 9, 9, 9), (0x4000_0001, 0, 0, 9, 0, 0, 0)]
+    vm.enable_hyper_v()
+    vendor = tuple(int.from_bytes(part, "little") for part in (b"Micr", b"osof", b"t Hv"))
+    assert kernel.cpuid == [
+        (0, 0, 0, 13, 1, 2, 3),
+        (0x4000_0000, 0, 0, 0x4000_0001, *vendor),
+        (0x4000_0001, 0, 0, 0x3123_7648, 0, 0, 0),
+    ]
+    assert kernel.msrs == {0x4000_0000: 1}
+    kernel.msrs_written = 0
+    with pytest.raises(HostError, match="doesn't know Hyper-V's MSRs"):
+        vm.enable_hyper_v()
+    kernel.refused[kvm.KVM_SET_CPUID2] = errno.EINVAL
+    with pytest.raises(HostError, match="refused Hyper-V's CPUID leaves with errno 22"):
+        vm.enable_hyper_v()
 
 
 def test_a_signal_doesnt_end_an_event(kernel: FakeKvm, vm: DevKvmVm) -> None:

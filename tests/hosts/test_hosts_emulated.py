@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from pytest_xenkvm.abi import ioctls
+from pytest_xenkvm.abi import ioctls, kvm
 from pytest_xenkvm.abi.numbers import U32_MAX, U64_MAX, EvtchnOp, HvmAttr, Hypercall, VcpuAttr, VcpuOp
 from pytest_xenkvm.core.profile import LINUX_7_3, PROFILES
 from pytest_xenkvm.hosts.emulated import FIRST_FD, EmulatedHost, EmulatedVm
@@ -52,6 +52,18 @@ def call(nr: int, *args: int, **members: Any) -> GuestCall:
 def test_a_host_is_named_after_its_profile(profile: Any) -> None:
     """Reports name the host by the kernel that it answers like."""
     assert EmulatedHost(profile=profile).name == f"emulated {profile.name}"
+
+
+@pytest.mark.parametrize(("profile", "done"), [("linux-6.12", 1), ("linux-7.3", 0)])
+def test_msrs_that_the_vmm_sets(profile: str, done: int) -> None:
+    """KVM_SET_MSRS returns how many MSRs it set, and a list that the structure doesn't hold is -EFAULT."""
+    vm = EmulatedHost(profile=PROFILES[profile]).create_vm(SHAPE)
+    configure(vm)
+    entries = kvm.MSR_ENTRY.pack(MSR, PAGE) + kvm.MSR_ENTRY.pack(MSR + 1, PAGE)
+    argument = bytearray(kvm.MSRS_HEADER.pack(2) + entries)
+    assert vm.ioctl(kvm.KVM_SET_MSRS, argument, vcpu=0) == done
+    kvm.MSRS_HEADER.pack_into(argument, 0, U32_MAX)
+    assert vm.ioctl(kvm.KVM_SET_MSRS, argument, vcpu=0) == -EFAULT
 
 
 @pytest.mark.parametrize("size", [0, 1 << 62, 1 << 70])
@@ -279,9 +291,50 @@ def test_more_memory(vm: EmulatedVm) -> None:
     assert vm.hva_to_gpa(hva) == 4 * PAGE
 
 
+def test_a_slot_that_goes(vm: EmulatedVm) -> None:
+    """A slot can be taken away, and one put in its place; where there is none it is a HostError."""
+    vm.add_memory(4 * PAGE, PAGE)
+    vm.remove_memory(4 * PAGE)
+    assert vm.read_memory(4 * PAGE, 1) is None
+    with pytest.raises(HostError, match=f"no memory slot at {4 * PAGE:#x}"):
+        vm.remove_memory(4 * PAGE)
+    vm.add_memory(4 * PAGE, PAGE)
+    assert vm.read_memory(4 * PAGE, 1) == b"\0"
+
+
+def test_dirty_pages(vm: EmulatedVm) -> None:
+    """The log has what the kernel wrote since it was last read, and nothing that the VMM stored."""
+    vm.add_memory(8 * PAGE, 2 * PAGE, log_dirty=True)
+    vm.write_memory(8 * PAGE, b"\1")
+    info = attribute(VcpuAttr.VCPU_INFO, (9 * PAGE).to_bytes(8, "little"))
+    assert vm.ioctl(ioctls.KVM_XEN_VCPU_SET_ATTR, info, vcpu=0) == 0
+    assert vm.dirty_log(8 * PAGE) == set()
+    vm.run(0)
+    assert vm.dirty_log(8 * PAGE) == {9 * PAGE}
+    assert vm.dirty_log(8 * PAGE) == set()
+    for gpa in (0, 20 * PAGE):
+        with pytest.raises(HostError, match=f"at {gpa:#x} keeps no log"):
+            vm.dirty_log(gpa)
+
+
 @pytest.mark.parametrize(("longmode", "rax"), [(True, 1 << 32 | 34), (False, 34)])
 def test_an_answer_after_rip_was_moved(*, vm: EmulatedVm, longmode: bool, rax: int) -> None:
     """A guest that the VMM moved elsewhere doesn't get the answer: its RAX is still the call's number."""
     configure(vm)
     vm.hypercall(1, call(1 << 32 | 34, 6, longmode=longmode))
     assert vm.complete(1, 7, moved=True) == rax
+
+
+def test_time_that_is_stolen(vm: EmulatedVm) -> None:
+    """Waiting for the CPU takes time that a running vCPU's account shows as runnable."""
+    configure(vm)
+    vm.pass_time(ns=1)  # an account that never began is of an offline vCPU
+    vm.run(0)
+    before = vm.guest_clock(0)
+    assert vm.wait_for_cpu(1000) == 1000
+    assert vm.guest_clock(0) == before + 1000
+    vm.run(0)
+    data = attribute(VcpuAttr.RUNSTATE_DATA)
+    assert vm.ioctl(ioctls.KVM_XEN_VCPU_GET_ATTR, data, vcpu=0) == 0
+    _state, _entry, _running, runnable, *_rest = ioctls.ATTR_RUNSTATE.unpack_from(data, 8)
+    assert runnable == 1000

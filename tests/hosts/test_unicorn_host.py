@@ -250,3 +250,8 @@ def test_the_guest_executes_from_memory_added_later() -> None:
     assert vm.wrmsr(0, MSR, 1 << 30, longmode=True).ok
     assert vm.hypercall(0, call(via_page=True)).exit is not None
     assert vm.cpu.rip == (1 << 30) + 32 * UNKNOWN + 5
+    vm.remove_memory(1 << 30)
+    vm.add_memory(1 << 30, 0x2000)
+    assert vm.wrmsr(0, MSR, (1 << 30) + 0x1000, longmode=True).ok
+    assert vm.hypercall(0, call(via_page=True)).exit is not None
+    assert vm.cpu.rip == (1 << 30) + 0x1000 + 32 * UNKNOWN + 5

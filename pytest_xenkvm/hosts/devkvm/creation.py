@@ -24,9 +24,6 @@ from pytest_xenkvm.trace.events import VmShape
 _HIGHEST_WINDOW: Final = 0xF3A0_0000
 """The guest's own 2 MiB lie there or below: where PCs have no memory, and no round number."""
 _IOAPIC_PINS: Final = 24
-_SPURIOUS_VECTOR_AT: Final = 0xF0
-_APIC_ENABLED: Final = 0x1FF
-"""Software-enabled, spurious vector 255."""
 
 
 @frozen
@@ -115,7 +112,8 @@ class VmCreator:
     def _enable_local_apic(self, vcpu_fd: int) -> None:
         registers = bytearray(kvm.LAPIC_SIZE)
         self._must("KVM_GET_LAPIC", vcpu_fd, kvm.KVM_GET_LAPIC, registers)
-        registers[_SPURIOUS_VECTOR_AT : _SPURIOUS_VECTOR_AT + 4] = _APIC_ENABLED.to_bytes(4, "little")
+        at = guest_code.SPURIOUS_VECTOR_AT
+        registers[at : at + 4] = guest_code.APIC_ENABLED.to_bytes(4, "little")
         self._must("KVM_SET_LAPIC", vcpu_fd, kvm.KVM_SET_LAPIC, registers)
 
     def _apic_base(self, vcpu_fd: int) -> int:

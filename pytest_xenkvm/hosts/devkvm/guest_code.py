@@ -28,6 +28,8 @@ CALL_PAGE: Final = CODE + 0x20
 """Calls the stub of a hypercall page that RAX points at."""
 WRMSR: Final = CODE + 0x30
 IDLE: Final = CODE + 0x40
+SPURIOUS: Final = CODE + 0x50
+"""Stores EAX to the local APIC's spurious-interrupt vector register; 64-bit code, only where there is one."""
 
 GENERAL_PROTECTION: Final = 13
 FIRST_INTERRUPT: Final = 16
@@ -41,8 +43,12 @@ _CALL_RAX: Final = b"\xff\xd0"
 _NOP: Final = b"\x90"
 _STORE_EAX: Final = b"\xa3"
 """To an address of 64 bits in 64-bit code, of 32 bits in 32-bit code; touches no register."""
-_EOI: Final = 0xFEE0_00B0
+_LOCAL_APIC: Final = 0xFEE0_0000
+_EOI: Final = _LOCAL_APIC + 0xB0
 """Register of the local APIC; any value will do."""
+SPURIOUS_VECTOR_AT: Final = 0xF0
+APIC_ENABLED: Final = 0x1FF
+"""Enabled by software, spurious vector 255."""
 
 
 def code(instruction: bytes, *, has_local_apic: bool) -> Iterator[tuple[int, bytes]]:
@@ -52,6 +58,8 @@ def code(instruction: bytes, *, has_local_apic: bool) -> Iterator[tuple[int, byt
     yield CALL_PAGE, _CALL_RAX + _OUT
     yield WRMSR, _WRMSR + _OUT
     yield IDLE, _NOP + _OUT
+    if has_local_apic:
+        yield SPURIOUS, _STORE_EAX + (_LOCAL_APIC + SPURIOUS_VECTOR_AT).to_bytes(8, "little") + _OUT
     for handlers, size in ((HANDLERS_64, 8), (HANDLERS_32, 4)):
         eoi = _STORE_EAX + _EOI.to_bytes(size, "little") if has_local_apic else b""
         for vector in range(VECTORS):

@@ -80,6 +80,11 @@ class Vcpu:
         self.parked = mode, 0
         return self.start(guest_code.WRMSR, (value & U32_MAX, 0, msr, value >> 32, *(0,) * 7))
 
+    def write_spurious_vector(self, value: int) -> None:
+        """Store to the local APIC's spurious-interrupt vector register, in 64-bit code at level 0."""
+        self.parked = Mode.LONG, 0
+        self._expect_parked(self.start(guest_code.SPURIOUS, (value, *(0,) * 10)))
+
     def interrupt(self) -> int | None:
         """Enter the guest with interrupts enabled: the vector that it takes; None if there is none."""
         if self.taken:

@@ -12,15 +12,16 @@ from typing import Final
 
 from attrs import define, field
 
-from pytest_xenkvm.abi import ioctls, kvm
+from pytest_xenkvm.abi import ioctls
 from pytest_xenkvm.abi.numbers import U32_MAX, U64_MAX, HvmAttr
 from pytest_xenkvm.core.hypercalls import UnseenMemory
 from pytest_xenkvm.core.memory import GuestMemory
 from pytest_xenkvm.hosts.call_memory import CallMemory
-from pytest_xenkvm.hosts.devkvm import guest_code
+from pytest_xenkvm.hosts.devkvm import competition, guest_code, hyper_v
 from pytest_xenkvm.hosts.devkvm.behind import shown
 from pytest_xenkvm.hosts.devkvm.bounded import at_most
-from pytest_xenkvm.hosts.devkvm.kernel import Kernel, address_of, guest_memory
+from pytest_xenkvm.hosts.devkvm.kernel import Kernel
+from pytest_xenkvm.hosts.devkvm.slots import AddedSlots
 from pytest_xenkvm.hosts.devkvm.vcpu import Vcpu
 from pytest_xenkvm.hosts.devkvm.xen_switch import SwitchUse
 from pytest_xenkvm.hosts.guest_image import Mode
@@ -49,11 +50,16 @@ class DevKvmVm:
     """Files to close when the VM is gone."""
     _forwarded: dict[int, CallMemory] = field(factory=dict, init=False)
     """The forwarded hypercall that each vCPU waits with."""
+    added: AddedSlots = field(init=False)
+    """Memory slots added since."""
     hypercall_pages: HypercallPages = field(factory=HypercallPages, init=False)
     """Where the guest asked for hypercall pages."""
     _created_ns: int = field(factory=time.monotonic_ns, init=False)
     _until_ns: int = field(default=0, init=False)
     """What the VM's clock was last asked to reach."""
+
+    def __attrs_post_init__(self) -> None:
+        self.added = AddedSlots(self.kernel, self.fd, self.memory)
 
     def ioctl(self, request: int, argument: int | bytearray, *, vcpu: int | None = None) -> int:
         result = self.kernel.ioctl(self.fd if vcpu is None else self.vcpus[vcpu].fd, request, argument)
@@ -72,21 +78,18 @@ class DevKvmVm:
     def write_memory(self, gpa: int, data: bytes) -> bool:
         return self.memory.write(gpa, data)
 
-    def add_memory(self, gpa: int, size: int) -> None:
-        number = len(self.memory.slots) + 1  # the slots so far, and one with the host's own guest code
-        try:
-            buffer = guest_memory(size)
-        except (OSError, ValueError, OverflowError) as error:
-            raise HostError(f"can't map {size} bytes of guest memory: {error}") from error
-        hva = address_of(buffer)
-        argument = kvm.USER_MEMORY_REGION.pack(number, 0, gpa, size, hva)
-        result = self.kernel.ioctl(self.fd, kvm.KVM_SET_USER_MEMORY_REGION, argument)
-        if result < 0:
-            raise HostError(
-                f"/dev/kvm refused a memory slot of {size} bytes at {gpa:#x} with errno {-result} "
-                f"({os.strerror(-result)})"
-            )
-        self.memory.add(gpa, buffer, hva)
+    def add_memory(self, gpa: int, size: int, *, log_dirty: bool = False) -> None:
+        self.added.add(gpa, size, log_dirty=log_dirty)
+
+    def remove_memory(self, gpa: int) -> None:
+        self.added.remove(gpa)
+
+    def dirty_log(self, gpa: int) -> frozenset[int]:
+        return self.added.dirty_log(gpa)
+
+    def enable_hyper_v(self) -> None:
+        for cpu in self.vcpus:
+            hyper_v.enable(self.kernel, cpu.fd)
 
     def gpa_to_hva(self, gpa: int) -> int | None:
         return self.memory.gpa_to_hva(gpa)
@@ -131,9 +134,16 @@ class DevKvmVm:
             time.sleep((target - now) / 1e9)
             now = time.monotonic_ns()
 
+    def wait_for_cpu(self, ns: int) -> int:
+        return competition.wait_for_cpu(ns)
+
     def run(self, vcpu: int) -> None:
         self._switch.before_entry()
         self.vcpus[vcpu].settle()
+
+    def enable_local_apic(self, vcpu: int, *, enabled: bool) -> None:
+        self.run(vcpu)
+        self.vcpus[vcpu].write_spurious_vector(guest_code.APIC_ENABLED if enabled else 0xFF)
 
     def take_interrupt(self, vcpu: int) -> int | None:
         self._switch.before_entry()
