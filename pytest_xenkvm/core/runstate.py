@@ -139,10 +139,10 @@ def write_guest(vm: VmState, vcpu: VcpuState, *, atomic: bool = False) -> None:
     RUNNABLE, which the scheduler makes too) can't map a page and writes nothing; the next other one does.
     """
     head = vcpu.runstate_head.mapped
+    if head is None and not atomic:
+        head = vcpu.runstate_head.refresh(vm.memory)
     if head is None:
-        head = None if atomic else vcpu.runstate_head.refresh(vm.memory)
-        if head is None:
-            return
+        return
     layout, account = vm.layout, vcpu.runstate
     size, room, start = layout.runstate_size, len(head), layout.runstate_entry_time
     entry_time, (running, runnable, blocked, offline) = account.entry_time & U64_MAX, account.times

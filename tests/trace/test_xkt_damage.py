@@ -15,6 +15,7 @@ from samples import EVENTS, blocks_of, calls, write_xkt
 
 from pytest_xenkvm.trace import blocks, rows
 from pytest_xenkvm.trace.errors import Malformed
+from pytest_xenkvm.trace.events import Event
 from pytest_xenkvm.trace.xkt import XktTrace
 
 PLAIN = (1, 50, 1, rows.LONGMODE | rows.KERNEL | rows.RAX_KNOWN, 0, 24, 8, 1, 2, 3, 4, 5, 0)
@@ -277,3 +278,32 @@ def test_values_in_a_large_block_are_bounded(tmp_path: Path) -> None:
     """An event of two million values is refused while it is unpacked."""
     path = forge(tmp_path / "t.xkt", (0, "ns", "x"), (8, 0, 0, 5, (None, *[(None, *[0] * 65_534)] * 30)))
     assert complaint(path) == ", event 0: holds more than 1048576 values in one block"
+
+
+@pytest.mark.parametrize("good", [0, 1, 63, 64, 65, 66, 129, 130, 131, 500])
+@pytest.mark.parametrize(
+    ("bad", "clause"),
+    [
+        (changed(rows.RAX, -1), ""),
+        (None, "is damaged: a row is null"),
+        (5, "is damaged: a row is 5"),
+        ((1, 50), "is damaged: the row of a hypercall has 2 fields"),
+    ],
+)
+def test_what_stands_before_damage_is_read(tmp_path: Path, good: int, bad: Any, clause: str) -> None:
+    """However many rows are read at a time, events come up to the damaged row, which the complaint names."""
+    path = forge(tmp_path / "t.xkt", *[PLAIN] * good, bad, *[PLAIN] * 10)
+    read: list[Event] = []
+    with pytest.raises(Malformed) as caught:
+        read.extend(XktTrace(path).events())
+    assert len(read) == good
+    assert str(caught.value).startswith(f"{path}, event {good}: {clause}")
+
+
+@pytest.mark.parametrize("good", [0, 1, 63, 64, 65, 66, 130])
+def test_a_row_cut_off_is_refused_wherever_it_stands(tmp_path: Path, good: int) -> None:
+    """A block that ends inside a row is refused, at the start of the rows that are read at a time, too."""
+    header, _events, closing = blocks_of(forge(tmp_path / "t.xkt", PLAIN))
+    content = b"".join(map(msgpack.packb, [(0, 0), *[PLAIN] * good])) + msgpack.packb(PLAIN)[:-2]
+    path = assemble(tmp_path / "u.xkt", [header, blocks.Block(blocks.EVENTS, content), closing])
+    assert complaint(path) == f", event {good}: is damaged: a block ends inside a row"
