@@ -91,8 +91,8 @@ def settings(config: pytest.Config) -> Settings:
 def resolve(config: pytest.Config) -> None:
     """Check the options and find the traces; raises UsageError.
 
-    Traces inside rootdir are appended to `config.args`, unless those cover them already (pytest 8.0 would
-    then forget the folder); arguments that name other traces are taken out.
+    Traces inside rootdir are appended to `config.args`, unless those cover them already (pytest before 9
+    would then forget the folder); arguments that name other traces are taken out.
     """
     said = settings(config)
     try:
@@ -257,7 +257,8 @@ def _with_traces(config: pytest.Config, said: Settings) -> Settings:
     inside = [path for path in collected if path not in outside]
     known = _name(config, outside)
     wanted = _take_arguments(config, known)
-    arguments = frozenset(config.invocation_params.dir / arg.partition("::")[0] for arg in config.args)
+    folder = config.invocation_params.dir
+    arguments = frozenset(Path(os.path.normpath(folder / arg.partition("::")[0])) for arg in config.args)
     config.args += [str(path) for path in inside if arguments.isdisjoint({path, *path.parents})]
     named = {path: known[path] for path in collected if path in known}
     named |= {path: known[path] for path in wanted}
