@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 import pytest
 from guest_tests import ANSWERING
@@ -12,6 +13,8 @@ from small_traces import ANSWERED, RULES, write
 import pytest_xenkvm
 
 Run = Callable[..., pytest.RunResult]
+_LOADED_ALREADY: Final = ("-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning")
+"""pytest before 9 says so of the plugin, since it is this process's own."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -49,7 +52,7 @@ def run(project: pytest.Pytester) -> Run:
     """Run pytest in this process."""
 
     def run_(*args: str | Path) -> pytest.RunResult:
-        return project.runpytest_inprocess(*_plugins("pytest_xenkvm.plugin.entry"), *args)
+        return project.runpytest_inprocess(*_plugins("pytest_xenkvm.plugin.entry"), *_LOADED_ALREADY, *args)
 
     return run_
 

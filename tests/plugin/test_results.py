@@ -74,7 +74,7 @@ def parsed(path: str | Path) -> Any:
 
 def test_workers_make_no_difference(project: pytest.Pytester, corpus: Path, run: Run) -> None:
     """Badge, reports and summary are the same bytes in one process, over any workers, an item a trace."""
-    arguments = [corpus, corpus / "late.jsonl"]
+    arguments = [*sorted(corpus.glob("*.xkt")), corpus / "vmms", corpus / "late.jsonl"]
     run(*arguments, *outputs("one"))
     expected = read("one")
     report = parsed("one/r.json")
