@@ -1,7 +1,7 @@
 """What pytest's arguments say about traces. pytest itself would misread some of them.
 
-pytest cuts an argument at its first "::", and refuses a file with "[" in its name. So arguments that name such a
-trace are taken away from it, as are those that name a trace outside of rootdir by its node id.
+pytest cuts an argument at its first "::", and refuses a file with "[" in its name. So arguments that name
+such a trace are taken away from it, as are those that name a trace outside of rootdir by its node id.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def take_arguments(config: pytest.Config, known: dict[Path, str]) -> Arguments:
 
 
 def split_nodeid(nodeid: str) -> tuple[str, str | None]:
-    """A node id as trace and name of the item, also where the trace's own name has "::"; if there is none, None."""
+    """A node id as trace, whose own name may have "::", and name of the item; None if it names none."""
     match = _NODE_ID.fullmatch(nodeid)
     return (match[1], match[2]) if match else (nodeid, None)
 

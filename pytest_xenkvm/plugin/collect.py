@@ -109,7 +109,7 @@ class TraceFile(pytest.Collector):
             rules = self._rules()
         except (TraceError, RuleError) as error:
             raise self.CollectError(str(error)) from error
-        replays = Replays(node=self, trace=trace, rules=rules)
+        replays = Replays(node=self, trace=trace, rules=rules, is_elsewhere=self.is_elsewhere)
         expansion = Replay.from_parent(self, name=self.name, path=self.path, nodeid=self.nodeid)
         items = expansion.items(replays, self._names(rules))
         return self._only_wanted(items) if self.wanted else items

@@ -261,7 +261,10 @@ def pytest_xdist_node_collection_finished(node: WorkerController, ids: list[str]
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: WorkerController) -> None:
-    """Tell a worker in another folder or on another machine where the traces are there."""
+    """Tell a worker in another folder or on another machine what is where."""
+    from pytest_xenkvm.plugin.ways import tell_way  # noqa: PLC0415
+
+    tell_way(node.config, node.workerinput)
     if node.config.option.xenkvm_trace:
         from pytest_xenkvm.plugin.workers import tell_traces  # noqa: PLC0415
 

@@ -219,9 +219,11 @@ def spelling(path: Path, folder: Path) -> str:
 
 
 def given_options(config: pytest.Config) -> list[str]:
-    """The options of this command line that a command needs to come to the same results."""
+    """The options of this command line that a command needs to come to the same items and results."""
     option = config.option
     named = {
+        "--rootdir": option.rootdir,
+        "--config-file": option.inifilename,
         "--xenkvm-profile": option.xenkvm_profile,
         "--xenkvm-host": option.xenkvm_host,
         "--xenkvm-engine": option.xenkvm_engine,
@@ -243,9 +245,9 @@ def replay_options(config: pytest.Config) -> list[str]:
     return [f"{name}={value}" for name, (value, default) in named.items() if value != default]
 
 
-def node_id_suffices(config: pytest.Config, path: Path) -> bool:
-    """Whether a node id leads back to this trace without an option that names it."""
-    return _relative(config, path) is not None or path in bundled_files()
+def is_bundled(path: Path) -> bool:
+    """Whether this is a bundled trace, which needs no option to be found."""
+    return path in bundled_files()
 
 
 def _with_traces(config: pytest.Config, said: Settings) -> Settings:
