@@ -81,6 +81,7 @@ SETTINGS: Final[dict[tuple[str, str], Callable[[Path], None]]] = {
     ("docs/reference/adapter-protocol.md", "console"): _the_adapter,
     ("docs/how-to/badge-and-reports.md", "sh"): _reports,
     ("docs/how-to/ci.md", "sh"): _traces_and_an_earlier_report,
+    ("docs/how-to/many-traces.md", "console"): _a_corpus,
     ("docs/how-to/many-traces.md", "sh"): _a_corpus,
     ("docs/how-to/record-a-guest.md", "sh"): _a_recording_and_a_trace,
     ("docs/reference/importers.md", "python"): _a_recording,
