@@ -34,12 +34,27 @@ import pytest
 def test_plain(trace, rule):
     pass
 """
+_ONLY_FILES: Final = """
+import pytest
+
+class Item(pytest.Item):
+    def runtest(self):
+        pass
+
+class File(pytest.File):
+    def collect(self):
+        yield Item.from_parent(self, name="all")
+
+def pytest_collect_file(file_path, parent):
+    return File.from_parent(parent, path=file_path) if file_path.suffix == ".xkt" else None
+"""
+"""The least plugin that makes an item of each file."""
 _HEADERS: Final = """
 import sys
 from pathlib import Path
 from pytest_xenkvm.trace import open_trace
 
-for path in sorted(Path(sys.argv[1]).iterdir() if len(sys.argv) > 1 else ()):
+for path in sorted(Path(sys.argv[1]).glob("*.xkt") if len(sys.argv) > 1 else ()):
     open_trace(path)
 """
 
@@ -61,6 +76,10 @@ def _pytest(*arguments: str) -> tuple[str, ...]:
     return ("-m", "pytest", "-q", "-p", "pytest_xenkvm.plugin.entry", *arguments)
 
 
+def _of_files(*arguments: str) -> tuple[str, ...]:
+    return ("-m", "pytest", "-q", "-p", "only_files", *arguments)
+
+
 def _cpu_seconds(folder: Path, *command: str) -> float:
     """The least that a process took, which a busy machine disturbs less than its duration."""
     return min(_of_children(lambda: _run(folder, *command)) for _ in range(ROUNDS))
@@ -75,23 +94,28 @@ def _of_children(work: Callable[[], None]) -> float:
 
 def test_collection(figures: Figures, tmp_path: Path) -> None:
     """A corpus of small traces, beside the least that pytest takes for as many items."""
-    corpus, plain = tmp_path / "corpus", tmp_path / "plain"
-    corpus.mkdir()
-    plain.mkdir()
+    corpus, plain, one = tmp_path / "corpus", tmp_path / "plain", tmp_path / "one"
+    for folder in (corpus, plain, one):
+        folder.mkdir()
     (plain / "test_plain.py").write_text(_PLAIN)
+    for folder in (corpus, one):
+        (folder / "only_files.py").write_text(_ONLY_FILES)
     small = corpus / "0000.xkt"
     write_trace(small, open_trace(SOURCE).header, ())
     for number in range(1, TRACES):
         (corpus / f"{number:04}.xkt").write_bytes(small.read_bytes())
+    (one / small.name).write_bytes(small.read_bytes())  # pytest looks at all that is in a folder
     collect = ("--collect-only", "-p", "no:cacheprovider")
     figures.collection = Collection(
         traces=TRACES,
         items=TRACES * ITEMS,
         headers=_cpu_seconds(corpus, "-c", _HEADERS, str(corpus)) - _cpu_seconds(corpus, "-c", _HEADERS),
         plain=_cpu_seconds(plain, *_pytest(*collect)),
-        collected=_cpu_seconds(corpus, *_pytest(*collect)),
-        wholes=_cpu_seconds(corpus, *_pytest(*collect, "--xenkvm-items=trace")),
-        start_up=_cpu_seconds(corpus, *_pytest(*collect, small.name)),
+        collected=_cpu_seconds(corpus, *_pytest(*collect, "--xenkvm-items=rule")),
+        wholes=_cpu_seconds(corpus, *_pytest(*collect)),
+        files=_cpu_seconds(corpus, *_of_files(*collect)),
+        start_up=_cpu_seconds(one, *_pytest(*collect)),
+        start_up_of_files=_cpu_seconds(one, *_of_files(*collect)),
     )
 
 

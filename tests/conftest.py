@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from installing import Shell, Wheels, once_for_all_workers
 
-# Any run of pytest that is started in the checkout's folder imports this file, whatever is installed there.
+# pytest imports this file in any run that is started in the checkout's folder, whatever is installed there.
 with suppress(ModuleNotFoundError):
     from hypothesis import HealthCheck, settings
 

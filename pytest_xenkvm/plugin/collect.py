@@ -35,8 +35,8 @@ def is_named(path: Path, config: pytest.Config) -> bool:
     return settings(config).is_named(path)
 
 
-def trace_in_folder(path: Path, parent: pytest.Collector) -> TraceFile:
-    """The collector of a trace that pytest found in one of its folders."""
+def trace_in_folder(path: Path, parent: pytest.Collector, wanted: frozenset[str] = frozenset()) -> TraceFile:
+    """The collector of a trace in the folder that `parent` is of; `wanted` are its items, empty for all."""
     collected = parent.session.stash.setdefault(_COLLECTED, {})
     folder = path.parent
     if folder not in collected:
@@ -44,7 +44,7 @@ def trace_in_folder(path: Path, parent: pytest.Collector) -> TraceFile:
     prefix, paths = collected[folder]
     paths.add(path)
     collector: TraceFile = TraceFile.from_parent(
-        parent, name=path.name, path=path, nodeid=f"{prefix}{path.name}", trace_path=path
+        parent, name=path.name, path=path, nodeid=f"{prefix}{path.name}", trace_path=path, wanted=wanted
     )
     return collector
 
@@ -57,8 +57,8 @@ def traces_elsewhere(
     Those outside of rootdir live below the invocation folder, so that its conftest.py counts for them.
     """
     said, folders = settings(session.config), Folders(session, collected)
-    for path in said.off_arguments:
-        yield trace_in_folder(path, folders.of(path.parent))
+    for path, wanted in said.off_arguments.items():
+        yield trace_in_folder(path, folders.of(path.parent), wanted)
     session.stash[_PARENT] = folders.of(session.config.invocation_params.dir)
     for trace in said.elsewhere:
         yield _elsewhere(session, trace, is_elsewhere=True)
@@ -109,7 +109,7 @@ class TraceFile(pytest.Collector):
             rules = self._rules()
         except (TraceError, RuleError) as error:
             raise self.CollectError(str(error)) from error
-        replays = Replays(node=self, trace=trace, rules=rules)
+        replays = Replays(node=self, trace=trace, rules=rules, is_elsewhere=self.is_elsewhere)
         expansion = Replay.from_parent(self, name=self.name, path=self.path, nodeid=self.nodeid)
         items = expansion.items(replays, self._names(rules))
         return self._only_wanted(items) if self.wanted else items

@@ -146,12 +146,16 @@ def _is_used(config: pytest.Config) -> bool:
         or config.getini("xenkvm_vmm")
         or config.getini("xenkvm_items") != "auto"
         or reporting.asks_for_files(config)
-        or any(_is_trace(argument.partition("::")[0]) for argument in config.args)
+        or any(map(_names_trace, config.args))
     )
 
 
 def _is_trace(name: str) -> bool:
     return name.endswith((_FOUND_IN_FOLDERS, *_NAMED_ONLY))
+
+
+def _names_trace(nodeid: str) -> bool:
+    return _is_trace(nodeid) or any(f"{suffix}::" in nodeid for suffix in (_FOUND_IN_FOLDERS, *_NAMED_ONLY))
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
@@ -250,14 +254,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadGroupSch
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_node_collection_finished(node: WorkerController, ids: list[str]) -> None:
     """Remember for the end what a worker can't say."""
-    nodeids = [nodeid for nodeid in ids if _is_trace(nodeid.partition("::")[0])]
+    nodeids = [nodeid for nodeid in ids if _names_trace(nodeid)]
     if nodeids:
         node.config.stash[_SAID_BY_WORKERS] = _why_per_trace(node.config, nodeids)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: WorkerController) -> None:
-    """Tell a worker in another folder or on another machine where the traces are there."""
+    """Tell a worker in another folder or on another machine what is where."""
+    from pytest_xenkvm.plugin.ways import tell_way  # noqa: PLC0415
+
+    tell_way(node.config, node.workerinput)
     if node.config.option.xenkvm_trace:
         from pytest_xenkvm.plugin.workers import tell_traces  # noqa: PLC0415
 

@@ -33,6 +33,10 @@ _EXPANSIONS: Final = pytest.StashKey["dict[pytest.Collector | None, tuple[Expans
 """By the parent of traces."""
 
 
+_MODULE: Final = ModuleType("xenkvm_trace")
+_MODULE.__dict__["replay"] = takes
+
+
 class Replay(pytest.Module):
     """Makes items that take fixtures as test functions do, once for each parameter of a fixture.
 
@@ -42,8 +46,7 @@ class Replay(pytest.Module):
 
     def __init__(self, **node: Any) -> None:
         super().__init__(**node)
-        self.obj = ModuleType("xenkvm_trace")
-        self.obj.replay = takes
+        self.obj = _MODULE
 
     def items(self, replays: Replays, names: Iterable[str]) -> Iterator[TraceItem]:
         """The items of these names, each of which is ALL, REPLAY or the id of a rule of `replays`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterator
 from functools import lru_cache
@@ -15,11 +16,12 @@ from pytest_xenkvm.plugin.overridden import in_place_of_option
 from pytest_xenkvm.plugin.replays import Replays, Told, check_behaviour
 from pytest_xenkvm.plugin.session import (
     given_options,
-    node_id_suffices,
+    is_bundled,
     replay_options,
     settings,
     spelling,
 )
+from pytest_xenkvm.plugin.ways import way_to_rootdir
 from pytest_xenkvm.report.text import divergences_lines, finding_lines, verdict_lines
 from pytest_xenkvm.rules.model import Level, Rule, State, Verdict
 from pytest_xenkvm.rules.run import ReplayResult
@@ -128,10 +130,13 @@ class TraceItem(pytest.Function):
 
     def again(self) -> str:
         """The command that runs this item alone."""
-        path = self.replays.trace.path
-        trace = [] if node_id_suffices(self.config, path) else [f"--xenkvm-trace={path}"]
-        options = [*given_options(self.config), *trace]
-        return f"pytest {shlex.join([*options, f'{self.replays.nodeid}::{self.name}'])}"
+        trace = self.replays.nodeid
+        options = given_options(self.config)
+        if not self.replays.is_elsewhere:
+            trace = os.path.normpath(os.path.join(way_to_rootdir(self.config), trace))  # noqa: PTH118
+        elif not is_bundled(self.replays.trace.path):
+            options.append(f"--xenkvm-trace={self.replays.trace.path}")
+        return f"pytest {shlex.join([*options, f'{trace}::{self.name}'])}"
 
 
 class ReplayItem(TraceItem):

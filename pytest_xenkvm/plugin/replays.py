@@ -44,6 +44,8 @@ class Replays:
     trace: Trace
     """What is replayed."""
     rules: tuple[Rule, ...]
+    is_elsewhere: bool
+    """Whether it was named outside of rootdir, so that its node id is no path."""
 
     @property
     def nodeid(self) -> str:

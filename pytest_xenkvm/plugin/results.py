@@ -14,6 +14,7 @@ from typing import Final
 
 import pytest
 
+from pytest_xenkvm.plugin.arguments import split_nodeid
 from pytest_xenkvm.plugin.collect import TraceFile
 from pytest_xenkvm.plugin.items import TraceItem
 from pytest_xenkvm.plugin.session import settings, spelling
@@ -90,8 +91,8 @@ def part_of_unreadable(collector: TraceFile, report: pytest.CollectReport) -> st
 
 def part_of_crash(config: pytest.Config, report: pytest.TestReport) -> str:
     """That the process which ran an item is no more; null if it is no item of a trace."""
-    trace, _, name = report.nodeid.partition("::")
-    if not trace.endswith((".xkt", ".jsonl", ".jsonl.gz")):
+    trace, name = split_nodeid(report.nodeid)
+    if name is None:
         return _NOTHING
     bracket = name.find("[")
     parameters = name[bracket:] if bracket >= 0 else ""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -18,6 +17,7 @@ import pytest
 from attrs import evolve, field, frozen
 
 from pytest_xenkvm.core.profile import Profile
+from pytest_xenkvm.plugin.arguments import bundled_file, bundled_files, take_arguments
 from pytest_xenkvm.replay.errors import ReplayError
 from pytest_xenkvm.rules.hosts import EMULATED, KVM, MODEL, HostChoice
 from pytest_xenkvm.rules.model import Rule
@@ -25,7 +25,7 @@ from pytest_xenkvm.rules.profiles import AUTO
 from pytest_xenkvm.rules.registry import RuleError, all_rules, select_rules
 from pytest_xenkvm.trace.errors import TraceError
 from pytest_xenkvm.trace.events import Header
-from pytest_xenkvm.trace.files import BUNDLED_PREFIX, bundled_traces, find_traces
+from pytest_xenkvm.trace.files import BUNDLED_PREFIX, find_traces
 from pytest_xenkvm.vmm.load import BehaviourError, Maker, find_behaviour
 
 if TYPE_CHECKING:  # the importers are loaded when one is used
@@ -40,7 +40,7 @@ PER_TRACE: Final = "trace"
 
 @frozen(kw_only=True)
 class TraceElsewhere:
-    """A trace outside rootdir, or one whose name can't be said as a pytest argument."""
+    """A trace outside rootdir."""
 
     path: Path
     nodeid: str
@@ -63,8 +63,8 @@ class Settings:
     elsewhere: tuple[TraceElsewhere, ...] = ()
     by_option: tuple[Path, ...] = ()
     """Traces inside rootdir that options or ini file name."""
-    off_arguments: tuple[Path, ...] = ()
-    """Those of them that no argument names, nor a folder that they are in."""
+    off_arguments: Mapping[Path, frozenset[str]] = field(factory=dict)
+    """Those of them that no argument leads pytest to, and the items to collect; empty for all."""
     by_argument: Mapping[Path, frozenset[str]] = field(factory=dict)
     """What arguments name: files and folders, and which items of a file, without parameters."""
     names: tuple[str, ...] = ()
@@ -203,7 +203,7 @@ def traces_of(spec: str, folder: Path) -> list[Path]:
     literal = Path(os.path.abspath(folder / spec))  # noqa: PTH100 - `resolve` would follow links
     if literal.exists():
         return find_traces(literal)
-    bundled = _bundled_file(spec)
+    bundled = bundled_file(spec)
     if bundled is not None:
         return [bundled]
     if glob.has_magic(spec):
@@ -213,15 +213,17 @@ def traces_of(spec: str, folder: Path) -> list[Path]:
 
 def spelling(path: Path, folder: Path) -> str:
     """How a command line in `folder` names a trace: `@NAME` if it is bundled, else its path."""
-    if path in _bundled():
+    if path in bundled_files():
         return f"{BUNDLED_PREFIX}{path.stem}"
     return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
 
 def given_options(config: pytest.Config) -> list[str]:
-    """The options of this command line that a command needs to come to the same results."""
+    """The options of this command line that a command needs to come to the same items and results."""
     option = config.option
     named = {
+        "--rootdir": option.rootdir,
+        "--config-file": option.inifilename,
         "--xenkvm-profile": option.xenkvm_profile,
         "--xenkvm-host": option.xenkvm_host,
         "--xenkvm-engine": option.xenkvm_engine,
@@ -243,19 +245,9 @@ def replay_options(config: pytest.Config) -> list[str]:
     return [f"{name}={value}" for name, (value, default) in named.items() if value != default]
 
 
-def node_id_suffices(config: pytest.Config, path: Path) -> bool:
-    """Whether a node id leads back to this trace without an option that names it."""
-    return _relative(config, path) is not None or path in _bundled()
-
-
-def _bundled_file(name: str) -> Path | None:
-    return {path.name: path for path in _bundled()}.get(name)
-
-
-@cache
-def _bundled() -> frozenset[Path]:
-    """The bundled traces, looked for once: there may be thousands of other traces."""
-    return frozenset(bundled_traces().values())
+def is_bundled(path: Path) -> bool:
+    """Whether this is a bundled trace, which needs no option to be found."""
+    return path in bundled_files()
 
 
 def _with_traces(config: pytest.Config, said: Settings) -> Settings:
@@ -264,34 +256,27 @@ def _with_traces(config: pytest.Config, said: Settings) -> Settings:
     arguments_given = config.args_source is config.ArgsSource.ARGS
     collected = optional if arguments_given else dict.fromkeys([*optional, *configured])
     inside_ids = {path: _relative(config, path) for path in dict.fromkeys([*optional, *configured])}
-    outside = [path for path, nodeid in inside_ids.items() if nodeid is None]
     inside = {path: nodeid for path in collected if (nodeid := inside_ids[path]) is not None}
-    known = _name(config, outside)
-    wanted = _take_arguments(config, known)
-    arguments = _named(config)
+    known = _name(config, (path for path, nodeid in inside_ids.items() if nodeid is None))
+    arguments = take_arguments(config, known)
+    covering = arguments.named.keys()
     named = {path: known[path] for path in collected if path in known}
-    named |= {path: known[path] for path in wanted}
+    named |= {path: known[path] for path in arguments.elsewhere}
     return evolve(
         said,
         elsewhere=tuple(
-            TraceElsewhere(path=path, nodeid=nodeid, wanted=_items(wanted.get(path, set())))
+            TraceElsewhere(path=path, nodeid=nodeid, wanted=arguments.elsewhere.get(path, frozenset()))
             for path, nodeid in named.items()
         ),
         by_option=tuple(inside),
-        off_arguments=tuple(path for path in inside if arguments.keys().isdisjoint({path, *path.parents})),
-        by_argument=arguments,
+        off_arguments={
+            path: arguments.unsayable.get(path, frozenset())
+            for path in (*inside, *arguments.unsayable.keys() - inside.keys())
+            if covering.isdisjoint({path, *path.parents})
+        },
+        by_argument=arguments.named,
         names=(*inside.values(), *named.values()),
     )
-
-
-def _named(config: pytest.Config) -> dict[Path, frozenset[str]]:
-    """What the arguments name, with the names of items."""
-    named: dict[Path, frozenset[str]] = {}
-    for argument in config.args:
-        file, separator, name = argument.partition("::")
-        path = Path(os.path.abspath(config.invocation_params.dir / file))  # noqa: PTH100 - as pytest does
-        named[path] = named.get(path, frozenset()) | ({name.partition("[")[0]} if separator else frozenset())
-    return named
 
 
 def _found(specs: Iterable[str], folder: Path) -> dict[Path, None]:
@@ -304,15 +289,12 @@ def _ini_folder(config: pytest.Config) -> Path:
 
 
 def _relative(config: pytest.Config, path: Path) -> str | None:
-    """The path as a node id inside rootdir; None if it is elsewhere or pytest would misread it.
+    """The path as a node id inside rootdir; None if it is elsewhere.
 
     A bundled trace is elsewhere, even if the virtual environment that it is installed in is not.
     """
-    name = str(path)
-    folder = str(config.rootpath).rstrip("/") + "/"
-    if not name.startswith(folder) or "[" in name or "::" in name or path in _bundled():
-        return None
-    return name.removeprefix(folder)
+    name, folder = str(path), str(config.rootpath).rstrip("/") + "/"
+    return None if not name.startswith(folder) or path in bundled_files() else name.removeprefix(folder)
 
 
 def _name(config: pytest.Config, paths: Iterable[Path]) -> dict[Path, str]:
@@ -325,36 +307,3 @@ def _name(config: pytest.Config, paths: Iterable[Path]) -> dict[Path, str]:
         named[path] = next(free, str(path))
         taken.add(named[path])
     return named
-
-
-def _take_arguments(config: pytest.Config, known: dict[Path, str]) -> dict[Path, set[str]]:
-    """Take arguments such as `linux-boot.xkt::replay` out; the names that each trace is asked for.
-
-    An argument that names a file is pytest's. A bundled trace needn't be in `known` before.
-    """
-    wanted: dict[Path, set[str]] = {}
-    kept = []
-    for argument in config.args:
-        file, _, name = argument.partition("::")
-        path = None if _is_file(config, file) else _called(file, known)
-        if path is None:
-            kept.append(argument)
-            continue
-        known.setdefault(path, file)
-        wanted.setdefault(path, set()).add(name)
-    config.args[:] = kept
-    return wanted
-
-
-def _items(names: set[str]) -> frozenset[str]:
-    """The items that arguments name; an argument without a name is the whole trace."""
-    return frozenset() if "" in names else frozenset(names)
-
-
-def _is_file(config: pytest.Config, name: str) -> bool:
-    return (config.invocation_params.dir / name).exists()
-
-
-def _called(file: str, known: dict[Path, str]) -> Path | None:
-    by_name = {nodeid: path for path, nodeid in known.items()}
-    return by_name.get(file) or _bundled_file(file)

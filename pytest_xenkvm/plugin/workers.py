@@ -11,7 +11,8 @@ import pytest
 from xdist.scheduler import LoadGroupScheduling  # type: ignore[import-untyped]
 from xdist.workermanage import WorkerController  # type: ignore[import-untyped]
 
-_TRACES: Final = (".xkt", ".jsonl", ".jsonl.gz")
+from pytest_xenkvm.plugin.arguments import split_nodeid
+
 _INPUT: Final = "xenkvm_traces"
 
 
@@ -24,9 +25,9 @@ class TraceGroups(LoadGroupScheduling):  # type: ignore[misc]
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        file, _, name = nodeid.partition("::")
-        _, bracket, parameters = name.partition("[")
-        if not file.endswith(_TRACES) or "@" in name.rpartition("]")[2]:  # or a marker names a group
+        file, name = split_nodeid(nodeid)
+        _, bracket, parameters = (name or "").partition("[")
+        if name is None or "@" in name.rpartition("]")[2]:  # no item of a trace, or a marker names a group
             return str(super()._split_scope(nodeid))
         return file + bracket + parameters
 

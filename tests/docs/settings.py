@@ -59,6 +59,11 @@ def _traces_and_an_earlier_report(folder: Path) -> None:
     _report(folder, "main/report.json")
 
 
+def _a_corpus(folder: Path) -> None:
+    (folder / "corpus").mkdir()
+    shutil.copy(bundled_traces()["linux-boot-1vcpu"], folder / "corpus" / "0001.xkt")
+
+
 def _reports(folder: Path) -> None:
     for name in ("one.json", "two.json", "main.json", "results.json"):
         _report(folder, name)
@@ -76,6 +81,8 @@ SETTINGS: Final[dict[tuple[str, str], Callable[[Path], None]]] = {
     ("docs/reference/adapter-protocol.md", "console"): _the_adapter,
     ("docs/how-to/badge-and-reports.md", "sh"): _reports,
     ("docs/how-to/ci.md", "sh"): _traces_and_an_earlier_report,
+    ("docs/how-to/many-traces.md", "console"): _a_corpus,
+    ("docs/how-to/many-traces.md", "sh"): _a_corpus,
     ("docs/how-to/record-a-guest.md", "sh"): _a_recording_and_a_trace,
     ("docs/reference/importers.md", "python"): _a_recording,
     ("docs/reference/trace-format.md", "python"): _traces_of_both_formats,

@@ -103,6 +103,16 @@ def test_replays_in_tests_are_observed_by_the_tests_own_folder(
     assert told(run("-s", "one", "two")) == ["replay one good.xkt", "replay two good.xkt"]
 
 
+def test_a_folder_observes_its_own_replays(project: pytest.Pytester, traces: Path, run: Run) -> None:
+    """A conftest.py that pytest loads after it has collected a trace above isn't told of that replay."""
+    del project
+    hook = "def pytest_xenkvm_before_replay(trace): print('\\nobserved', trace.name)\n"
+    write(traces / "zinner" / "b.xkt", *ANSWERED)
+    (traces / "zinner" / "conftest.py").write_text(hook)
+    result = run("-s")
+    assert [line for line in result.outlines if line.startswith("observed")] == ["observed b.xkt"]
+
+
 def test_what_a_hook_raises_fails_the_replay(project: pytest.Pytester, traces: Path, run: Run) -> None:
     """The first item fails with the hook's own line, the others can't be judged."""
     del traces
