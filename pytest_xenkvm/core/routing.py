@@ -37,7 +37,7 @@ _ROUTE_TYPES: Final = {
 }
 """The types of route that a VM with each irqchip may have."""
 
-_STATUS: Final = {Delivery.DELIVERED: 1, Delivery.COALESCED: 0}
+_STATUS: Final = {Delivery.DELIVERED: 1, Delivery.COALESCED: 0, Delivery.MASKED: -1, None: -1}
 
 
 @frozen(kw_only=True)
@@ -84,7 +84,7 @@ def set_irq_line(vm: VmState, *, gsi: int, level: int) -> int:
     """
     if vm.irqchip == "none":
         raise KvmError(ENXIO)
-    return _STATUS.get(_inject(vm, gsi), -1) if level else -1
+    return _STATUS[_inject(vm, gsi)] if level else -1
 
 
 def set_irqfd(vm: VmState, *, fd: int, gsi: int, flags: int) -> None:
