@@ -1,4 +1,4 @@
-"""Runstate: a guest's copy whose two pages lie far from each other in the host, and one with a late entry time.
+"""Runstate: a guest's copy whose two pages lie apart in the host, and one with a late entry time.
 
 A host that takes the second page to lie behind the first one is right in most memory, and wrong here.
 """
