@@ -1,17 +1,19 @@
-"""What a SCHEDOP_poll leaves behind when it is over: nothing."""
+"""What ends a SCHEDOP_poll and what doesn't, and what it leaves behind: nothing."""
 
 from __future__ import annotations
 
+from errno import EFAULT
+
 import pytest
 
-from pytest_xenkvm.abi.numbers import INVALID_GPA, VcpuAttr
+from pytest_xenkvm.abi.numbers import INVALID_GPA, HvmAttr, VcpuAttr
 from pytest_xenkvm.trace.events import NowPlus
 
 from .kit.hosts import Builder
 from .kit.polling import PORT, at_once, blocked_for, until_timeout
-from .kit.setting import MS, SECOND
+from .kit.setting import MS, NOWHERE, SECOND
 
-pytestmark = pytest.mark.source("kvm_xen_schedop_poll, kvm_xen_check_poller")
+pytestmark = pytest.mark.source("kvm_xen_schedop_poll, kvm_xen_check_poller, __kvm_xen_has_interrupt")
 
 GSI = 5
 DELAY = 100 * MS
@@ -85,3 +87,21 @@ def test_masked_event_of_no_polled_port(new_vm: Builder, polled: int) -> None:
     if took < DELAY * 7 // 4:
         vm.fail(f"the poll blocks for its timeout, {2 * DELAY // MS} ms", f"it took {took} ns", 0)
     vm.pending(PORT)
+
+
+def test_upcall_vector_with_refused_vcpu_info(new_vm: Builder) -> None:
+    """With the VM-wide vector, which vcpu_info raises, a poll comes back at once while vcpu_info is refused.
+
+    It blocks if vcpu_info is off, or there is no such vector.
+    """
+    vm = new_vm.ready()
+    vcpu = vm.vcpus[0]
+    vm.set(HvmAttr.UPCALL_VECTOR, 0x55)
+    until_timeout(vcpu, 5)
+    vcpu.set(VcpuAttr.VCPU_INFO, NOWHERE, ret=-EFAULT)
+    at_once(vcpu, 5)
+    vm.set(HvmAttr.UPCALL_VECTOR, 0)
+    until_timeout(vcpu, 5)
+    vm.set(HvmAttr.UPCALL_VECTOR, 0x55)
+    vcpu.set(VcpuAttr.VCPU_INFO, INVALID_GPA)
+    until_timeout(vcpu, 5)

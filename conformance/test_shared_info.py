@@ -169,12 +169,20 @@ def test_wall_clock_version(new_vm: Builder, before: int, after: int) -> None:
 
 
 @pytest.mark.parametrize(("long_mode", "sec_hi"), [(1, 0xC0C), (0, 0x924)], ids=["64-bit", "32-bit"])
-def test_all_of_the_wall_clock_is_written(new_vm: Builder, long_mode: int, sec_hi: int) -> None:
-    """The upper half of the wall clock's seconds is written, whatever the page held."""
+@pytest.mark.parametrize("by", ["gfn", "hva"])
+def test_all_of_the_wall_clock_is_written(new_vm: Builder, by: str, long_mode: int, sec_hi: int) -> None:
+    """The wall clock's seconds, their upper half and the nanoseconds are written, whatever the page held."""
     vm = new_vm()
     vm.set(HvmAttr.LONG_MODE, long_mode)
-    vm.store(SHARED_INFO, b"\x5a" * PAGE_SIZE)
-    vm.set(HvmAttr.SHARED_INFO, GFN)
+    vm.store(SHARED_INFO, b"\xff" * PAGE_SIZE)
+    if by == "gfn":
+        vm.set(HvmAttr.SHARED_INFO, GFN)
+    else:
+        vm.set(HvmAttr.SHARED_INFO_HVA, {"gpa": SHARED_INFO})
+    place = SHARED_INFO + (CLOCK_64 if long_mode else CLOCK_32)
+    seconds, nanoseconds = U32.unpack(vm.read(place + 4, 4))[0], U32.unpack(vm.read(place + 8, 4))[0]
+    if seconds == U32_MAX or nanoseconds >= 1_000_000_000:
+        vm.fail("a time", f"{seconds} s and {nanoseconds} ns")
     vm.holds(SHARED_INFO + sec_hi, bytes(4), "the wall clock's sec_hi")
 
 

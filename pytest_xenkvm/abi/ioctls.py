@@ -59,6 +59,8 @@ CLOCK_DATA: Final = Struct("<QI4xQQ16x")
 
 KVM_CHECK_EXTENSION: Final = _request(0, 0x03, 0)
 KVM_IRQ_LINE: Final = _request(_WRITE, 0x61, IRQ_LINE.size)
+KVM_IRQ_LINE_STATUS: Final = _request(_READ | _WRITE, 0x67, IRQ_LINE.size)
+"""Stores the status (s32) over `irq`; traces don't hold it."""
 KVM_SET_GSI_ROUTING: Final = _request(_WRITE, 0x6A, GSI_ROUTING_HEADER.size)
 KVM_IRQFD: Final = _request(_WRITE, 0x76, IRQFD.size)
 KVM_XEN_HVM_CONFIG: Final = _request(_WRITE, 0x7A, HVM_CONFIG.size)

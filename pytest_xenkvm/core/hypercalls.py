@@ -42,6 +42,7 @@ from pytest_xenkvm.abi.numbers import (
 )
 from pytest_xenkvm.core import outbound, timer
 from pytest_xenkvm.core.evtchn import is_pending
+from pytest_xenkvm.core.lapic import keeps_awake
 from pytest_xenkvm.core.state import ANY_PORT, VcpuState, VmState
 
 ReadVirt = Callable[[int, int, int], "bytes | None"]
@@ -202,8 +203,9 @@ def _poll(call: Call) -> int:
     if any(port >= vm.layout.max_ports for port in ports):
         return -EINVAL
     # a vCPU whose selector bits wait is runnable (`kvm_xen_has_pending_events`)
-    runnable = vm.shared_info.mapped is None or call.vcpu.deferred_sel != 0
-    if not runnable and not any(is_pending(vm, port) for port in ports):
+    waits = call.vcpu.deferred_sel != 0
+    can_block = vm.shared_info.mapped is not None and not waits and not keeps_awake(vm, call.vcpu)
+    if can_block and not any(is_pending(vm, port) for port in ports):
         limits = [vm.now + timeout] if timeout else []
         limits += [call.block_until] if call.block_until is not None else []
         call.vcpu.polling = ports[0] if count == 1 else ANY_PORT

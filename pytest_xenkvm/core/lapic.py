@@ -41,6 +41,15 @@ def _announced(vm: VmState, vcpu: VcpuState) -> bool:
     return info is not None and info[VCPU_INFO_UPCALL_PENDING] != 0
 
 
+def keeps_awake(vm: VmState, vcpu: VcpuState) -> bool:
+    """Whether a vCPU can't block, since nobody knows if the VM-wide vector is raised: vcpu_info is refused.
+
+    A vCPU about to block may not sleep to map it (`__kvm_xen_has_interrupt`).
+    """
+    info = vcpu.vcpu_info
+    return vm.upcall_vector != 0 and vm.xen_enabled and info.active and info.mapped is None
+
+
 def next_vector(vm: VmState, vcpu: VcpuState) -> int | None:
     """The vector that the guest takes next with interrupts enabled; None if nothing is pending."""
     if upcall_is_pending(vm, vcpu):

@@ -148,9 +148,9 @@ class XenVm:
         """KVM_SET_GSI_ROUTING."""
         routing.set_gsi_routing(self.state, entries)
 
-    def set_irq_line(self, *, gsi: int, level: int) -> None:
-        """KVM_IRQ_LINE."""
-        routing.set_irq_line(self.state, gsi=gsi, level=level)
+    def set_irq_line(self, *, gsi: int, level: int) -> int:
+        """KVM_IRQ_LINE; the status that KVM_IRQ_LINE_STATUS reports."""
+        return routing.set_irq_line(self.state, gsi=gsi, level=level)
 
     def set_irqfd(self, *, fd: int, gsi: int, flags: int) -> None:
         """KVM_IRQFD."""

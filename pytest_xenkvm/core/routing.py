@@ -23,7 +23,7 @@ from pytest_xenkvm.abi.numbers import (
 )
 from pytest_xenkvm.core.errors import KvmError
 from pytest_xenkvm.core.eventfd import Eventfd, lookup
-from pytest_xenkvm.core.evtchn import check_priority, deliver
+from pytest_xenkvm.core.evtchn import Delivery, check_priority, deliver
 from pytest_xenkvm.core.state import EvtchnDelivery, VmState
 
 _ROUTE_TYPES: Final = {
@@ -36,6 +36,8 @@ _ROUTE_TYPES: Final = {
     "split": (KVM_IRQ_ROUTING_MSI, KVM_IRQ_ROUTING_HV_SINT, KVM_IRQ_ROUTING_XEN_EVTCHN),
 }
 """The types of route that a VM with each irqchip may have."""
+
+_STATUS: Final = {Delivery.DELIVERED: 1, Delivery.COALESCED: 0, Delivery.MASKED: -1, None: -1}
 
 
 @frozen(kw_only=True)
@@ -74,15 +76,15 @@ def set_gsi_routing(vm: VmState, entries: Sequence[GsiRoute]) -> None:
     vm.routes = routes
 
 
-def set_irq_line(vm: VmState, *, gsi: int, level: int) -> None:
+def set_irq_line(vm: VmState, *, gsi: int, level: int) -> int:
     """KVM_IRQ_LINE: a non-zero level delivers the event that the GSI is routed to.
 
-    What becomes of the event is not reported. Raises KvmError -ENXIO without an irqchip.
+    The result is the status that KVM_IRQ_LINE_STATUS reports (`kvm_set_irq`): 1 delivered, 0 pending already,
+    -1 for all the rest, masked events included. Raises KvmError -ENXIO without an irqchip.
     """
     if vm.irqchip == "none":
         raise KvmError(ENXIO)
-    if level:
-        _inject(vm, gsi)
+    return _STATUS[_inject(vm, gsi)] if level else -1
 
 
 def set_irqfd(vm: VmState, *, fd: int, gsi: int, flags: int) -> None:
@@ -124,11 +126,11 @@ def _deassign(vm: VmState, eventfd: Eventfd, gsi: int) -> None:
         eventfd.drain()
 
 
-def _inject(vm: VmState, gsi: int) -> None:
+def _inject(vm: VmState, gsi: int) -> Delivery | None:
     target = vm.routes.get(gsi)
     if target is None:
-        return
+        return None
     try:
-        deliver(vm, target.port, target.vcpu_id)
+        return deliver(vm, target.port, target.vcpu_id)
     except KvmError:
-        """Nobody is told of an event that can't be delivered."""
+        return None

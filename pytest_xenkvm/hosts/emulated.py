@@ -329,6 +329,11 @@ def _irq_line(machine: XenVm, argument: bytearray) -> None:
     machine.set_irq_line(gsi=gsi, level=level)
 
 
+def _irq_line_status(machine: XenVm, argument: bytearray) -> None:
+    gsi, level = ioctls.IRQ_LINE.unpack_from(argument)
+    ioctls.IRQ_LINE.pack_into(argument, 0, machine.set_irq_line(gsi=gsi, level=level) & U32_MAX, level)
+
+
 def _get_clock(machine: XenVm, argument: bytearray) -> None:
     """Without flags: neither real time nor a host TSC stands beside the model's clock."""
     ioctls.CLOCK_DATA.pack_into(argument, 0, machine.state.now, 0, 0, 0)
@@ -353,6 +358,7 @@ _VM_IOCTLS: Final[dict[int, Callable[[XenVm, int | bytearray], int]]] = {
     ioctls.KVM_SET_GSI_ROUTING: _with_bytes(_set_gsi_routing),
     ioctls.KVM_IRQFD: _with_bytes(_irqfd),
     ioctls.KVM_IRQ_LINE: _with_bytes(_irq_line),
+    ioctls.KVM_IRQ_LINE_STATUS: _with_bytes(_irq_line_status),
 }
 
 _VCPU_IOCTLS: Final[dict[int, Callable[[XenVm, int, bytearray], int | None]]] = {

@@ -195,11 +195,11 @@ def test_a_raised_line_delivers_its_event() -> None:
     """KVM_IRQ_LINE delivers at level 1, does nothing at level 0, and never says what became of the event."""
     vm = ready_vm()
     vm.set_gsi_routing([route(20, 5), route(21, 9999)])
-    vm.set_irq_line(gsi=20, level=0)
-    vm.set_irq_line(gsi=21, level=1)
-    vm.set_irq_line(gsi=22, level=1)
+    assert vm.set_irq_line(gsi=20, level=0) == -1
+    assert vm.set_irq_line(gsi=21, level=1) == -1
+    assert vm.set_irq_line(gsi=22, level=1) == -1
     assert word(vm, PENDING) == 0
-    vm.set_irq_line(gsi=20, level=1)
+    assert [vm.set_irq_line(gsi=20, level=1) for _ in range(2)] == [1, 0]
     assert word(vm, PENDING) == 1 << 5
 
 
