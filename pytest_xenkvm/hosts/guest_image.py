@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
-from functools import cache, lru_cache
+from functools import cache
 from mmap import mmap
 from typing import Final
 
@@ -191,9 +191,7 @@ def _free_window(slots: Sequence[Slot], highest: int) -> int:
     return highest
 
 
-@lru_cache(maxsize=8)
 def _tables(physical: int, window: int) -> list[tuple[int, bytes]]:
-    """What every guest has there; most VMs of a process have it at the same place."""
     kernel_stack = window + _KERNEL_STACK
     kernel_64, kernel_32 = _segment("code_64", 0).selector, _segment("code_32", 0).selector
     return [

@@ -10,8 +10,7 @@ returns from it, since the next event sets all registers anew.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Iterator
 from typing import Final
 
 from pytest_xenkvm.hosts.guest_image import (
@@ -46,26 +45,17 @@ _EOI: Final = 0xFEE0_00B0
 """Register of the local APIC; any value will do."""
 
 
-@cache
-def code(instruction: bytes, *, has_local_apic: bool) -> Sequence[tuple[int, bytes]]:
+def code(instruction: bytes, *, has_local_apic: bool) -> Iterator[tuple[int, bytes]]:
     """What belongs where in the image; `instruction` is VMCALL or VMMCALL."""
-    return (
-        (SETTLE, _CPUID + _OUT),
-        (HYPERCALL, instruction + _OUT),
-        (CALL_PAGE, _CALL_RAX + _OUT),
-        (WRMSR, _WRMSR + _OUT),
-        (IDLE, _NOP + _OUT),
-        (HANDLERS_64, _handlers(8, has_local_apic=has_local_apic)),
-        (HANDLERS_32, _handlers(4, has_local_apic=has_local_apic)),
-    )
-
-
-def _handlers(size: int, *, has_local_apic: bool) -> bytes:
-    """One for each vector, in code whose addresses have `size` bytes."""
-    exception = _OUT.ljust(HANDLER_SIZE, b"\0")
-    eoi = _STORE_EAX + _EOI.to_bytes(size, "little") if has_local_apic else b""
-    interrupt = (eoi + _OUT).ljust(HANDLER_SIZE, b"\0")
-    return exception * FIRST_INTERRUPT + interrupt * (VECTORS - FIRST_INTERRUPT)
+    yield SETTLE, _CPUID + _OUT
+    yield HYPERCALL, instruction + _OUT
+    yield CALL_PAGE, _CALL_RAX + _OUT
+    yield WRMSR, _WRMSR + _OUT
+    yield IDLE, _NOP + _OUT
+    for handlers, size in ((HANDLERS_64, 8), (HANDLERS_32, 4)):
+        eoi = _STORE_EAX + _EOI.to_bytes(size, "little") if has_local_apic else b""
+        for vector in range(VECTORS):
+            yield handlers + vector * HANDLER_SIZE, (eoi if vector >= FIRST_INTERRUPT else b"") + _OUT
 
 
 def vector_at(offset: int) -> int | None:
