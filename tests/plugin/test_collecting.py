@@ -173,7 +173,7 @@ def test_one_of_many_is_not_looked_for_among_all(
 def test_a_folder_keeps_its_fixtures(
     project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, elsewhere: Path, run: Run
 ) -> None:
-    """Traces elsewhere live below the invocation folder; tests there still have the fixtures of its conftest.py."""
+    """Traces elsewhere live below the current folder; tests there still have its conftest.py."""
     write(elsewhere / "far.xkt", *ANSWERED)
     inner = project.mkdir("tests") / "inner"
     inner.mkdir()
