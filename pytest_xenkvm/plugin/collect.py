@@ -58,8 +58,10 @@ def traces_elsewhere(
     """
     said, folders = settings(session.config), Folders(session, collected)
     for path, wanted in said.off_arguments.items():
-        yield trace_in_folder(path, folders.of(path.parent), wanted)
-    session.stash[_PARENT] = folders.of(session.config.invocation_params.dir)
+        parent = folders.of(path.parent)
+        if parent is not None:
+            yield trace_in_folder(path, parent, wanted)
+    session.stash[_PARENT] = folders.of(session.config.invocation_params.dir) or session
     for trace in said.elsewhere:
         yield _elsewhere(session, trace, is_elsewhere=True)
 

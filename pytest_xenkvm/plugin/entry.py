@@ -192,6 +192,16 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> TraceFile 
     return trace_in_folder(file_path, parent)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collect_directory(path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    """Let pytest go on with the node of a folder that was made for a trace."""
+    if not parent.config.stash[_USED]:
+        return None
+    from pytest_xenkvm.plugin.folders import made  # noqa: PLC0415
+
+    return made(parent.session, path)
+
+
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_make_collect_report(
     collector: pytest.Collector,

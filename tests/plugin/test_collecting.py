@@ -168,3 +168,25 @@ def test_one_of_many_is_not_looked_for_among_all(
     tests = project.mkdir("tests")
     assert len(collect("--xenkvm-trace=traces", "--xenkvm-items=trace", tests)) == 21
     assert len(made) == 21
+
+
+def test_a_folder_keeps_its_fixtures(
+    project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, elsewhere: Path, run: Run
+) -> None:
+    """Traces elsewhere live below the current folder; tests there still have its conftest.py."""
+    write(elsewhere / "far.xkt", *ANSWERED)
+    inner = project.mkdir("tests") / "inner"
+    inner.mkdir()
+    (inner / "conftest.py").write_text("import pytest\n@pytest.fixture\ndef own(): return 5\n")
+    (inner / "test_inner.py").write_text("def test_inner(own): assert own == 5\n")
+    monkeypatch.chdir(inner)
+    run("..", f"--xenkvm-trace={elsewhere}").assert_outcomes(passed=4, skipped=1)
+
+
+def test_a_conftest_that_fails_is_told(project: pytest.Pytester, traces: Path, run: Run) -> None:
+    """A broken conftest.py beside traces that no argument leads to is an error of collection."""
+    (traces / "conftest.py").write_text("import no_such_module\n")
+    project.mkdir("tests").joinpath("test_own.py").write_text("def test_own(): pass")
+    result = run("--xenkvm-trace=traces", "tests")
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.stdout.fnmatch_lines(["*No module named 'no_such_module'*"])
