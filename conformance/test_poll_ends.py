@@ -38,10 +38,10 @@ def test_timeout_ends_with_its_poll(new_vm: Builder) -> None:
     """The timeout of a poll that an event ended doesn't end a later poll, which has none."""
     vm = new_vm.timers()
     vcpu = vm.vcpus[0]
-    vcpu.set_timer(PORT, NowPlus(100 * MS))
-    vcpu.poll([PORT], SECOND // 2)
+    vcpu.set_timer(PORT, NowPlus(50 * MS))
+    vcpu.poll([PORT], 200 * MS)
     vm.clear_events()
-    vcpu.set_timer(PORT, NowPlus(SECOND))
+    vcpu.set_timer(PORT, NowPlus(400 * MS))
     vcpu.poll([PORT], 0)
     vm.pending(PORT)
 

@@ -12,6 +12,7 @@ from pytest_xenkvm.trace.events import NowPlus
 from .kit.calls import Time
 from .kit.hosts import Builder
 from .kit.setting import MS, NOWHERE, SECOND, SHARED_INFO
+from .kit.stopped import SOON, stays_quiet
 from .kit.vcpu import ARMED
 from .kit.vm import ProbeVm
 
@@ -73,20 +74,18 @@ def test_arms(new_vm: Builder) -> None:
 def test_port_0_stops(new_vm: Builder) -> None:
     """Port 0 stops a timer that runs."""
     vm = new_vm.ready()
-    vm.vcpus[0].set_timer(9, NowPlus(SECOND))
+    vm.vcpus[0].set_timer(9, NowPlus(SOON))
     vm.vcpus[0].set_timer(0)
-    vm.wait(1100 * MS)
-    vm.pending()
+    stays_quiet(vm)
     vm.vcpus[0].timer_is(0)
 
 
 def test_setting_anew_stops(new_vm: Builder) -> None:
     """Each SET stops the timer that ran before."""
     vm = new_vm.ready()
-    vm.vcpus[0].set_timer(9, NowPlus(SECOND))
+    vm.vcpus[0].set_timer(9, NowPlus(SOON))
     vm.vcpus[0].set_timer(10)
-    vm.wait(1100 * MS)
-    vm.pending()
+    stays_quiet(vm)
     vm.vcpus[0].timer_is(10)
 
 

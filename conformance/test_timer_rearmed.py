@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_xenkvm.abi.numbers import VcpuAttr
 from pytest_xenkvm.trace.events import NowPlus
 
 from .kit.calls import Time
 from .kit.hosts import Builder
-from .kit.setting import MS, SECOND
+from .kit.setting import SECOND
+from .kit.stopped import SOON, stays_quiet
 from .kit.vcpu import ProbeVcpu
 
 pytestmark = pytest.mark.source("kvm_xen_start_timer, kvm_xen_stop_timer")
 
-DELAY = 100 * MS
 WAYS = 3
 
 
@@ -32,13 +31,11 @@ def test_in_the_past(new_vm: Builder) -> None:
     """A timer that is armed anew with a time in the past fires at once, and not when it was due before."""
     vm = new_vm.timers(vcpus=WAYS * WAYS)
     for vcpu in vm.vcpus:
-        arm(vcpu, vcpu.index // WAYS, NowPlus(DELAY))
+        arm(vcpu, vcpu.index // WAYS, NowPlus(SOON))
         arm(vcpu, vcpu.index % WAYS, 1)
         vcpu.timer_is(20 + vcpu.index)
     vm.pending(*(20 + vcpu.index for vcpu in vm.vcpus))
-    vm.clear_events()
-    vm.wait(DELAY * 3 // 2)
-    vm.pending()
+    stays_quiet(vm)
 
 
 def test_further_ahead(new_vm: Builder) -> None:
@@ -46,11 +43,7 @@ def test_further_ahead(new_vm: Builder) -> None:
     vm = new_vm.timers(vcpus=WAYS * WAYS)
     far = vm.clock() + 3600 * SECOND
     for vcpu in vm.vcpus:
-        arm(vcpu, vcpu.index // WAYS, NowPlus(DELAY))
+        arm(vcpu, vcpu.index // WAYS, NowPlus(SOON))
         arm(vcpu, vcpu.index % WAYS, far)
         vcpu.timer_is(20 + vcpu.index, far)
-    vm.clear_events()
-    vm.wait(DELAY * 3 // 2)
-    vm.pending()
-    for vcpu in vm.vcpus:
-        vcpu.set(VcpuAttr.TIMER, {"port": 0, "priority": 0, "expires_ns": 0})
+    stays_quiet(vm)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from attrs import define, field
 
@@ -20,9 +20,6 @@ from pytest_xenkvm.vmm.ioctl_bytes import RUNSTATE_MEMBERS
 
 from .calls import CallingVcpu, Time
 from .setting import MSR, VCPU_INFO, Mode
-
-if TYPE_CHECKING:
-    pass
 
 ARMED: Final = object()
 """An expiry that isn't 0."""

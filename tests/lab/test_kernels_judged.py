@@ -20,6 +20,8 @@ from pytest_xenkvm.core.profile import PROFILES
 
 ROOT: Final = Path(__file__).parents[2]
 SUITE: Final = ["--pyargs", "pytest_xenkvm.conformance", "-p", "no:cacheprovider", "--tb=short", "-q"]
+REAL: Final = ["--xenkvm-host=kvm", "--junitxml=real.xml", "--assert=plain"]
+"""Probes have no `assert` that pytest would have to rewrite, which takes an emulated CPU half a minute."""
 PATIENCE: Final = 1200.0
 """Seconds: a minute or two, but on a machine that has other things to do."""
 
@@ -54,7 +56,7 @@ def judged_for_real(kernel: str, folder: Path) -> tuple[dict[str, str], str]:
     done = run(
         folder,
         *("--kernel", kernel, "--out", "out", "--", "pytest", *SUITE),
-        *("--xenkvm-host=kvm", "--junitxml=real.xml"),
+        *REAL,
         timeout=PATIENCE,
     )
     ended = done.returncode in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from mmap import mmap
 from typing import Final
 from weakref import finalize
@@ -81,7 +82,7 @@ class VmCreator:
             total = sum(slot.size for slot in shape.memory)
             raise HostError(f"can't map {total} bytes of guest memory: {error}") from error
         memory = GuestMemory(buffers, [address_of(buffer) for _gpa, buffer in buffers])
-        code = guest_code.code(INSTRUCTIONS[self.cpu_vendor], has_local_apic=shape.irqchip != "none")
+        code = _guest_code(INSTRUCTIONS[self.cpu_vendor], has_local_apic=shape.irqchip != "none")
         image = GuestImage.build(memory.slots, code, highest=_HIGHEST_WINDOW)
         slots = [(slot.gpa, slot.end - slot.gpa, slot.hva) for slot in memory.slots]
         own = (image.physical, IMAGE_SIZE, address_of(image.memory))
@@ -128,6 +129,12 @@ class VmCreator:
                 f"/dev/kvm refused {what} with errno {-result} ({os.strerror(-result)}) when a VM was created"
             )
         return result
+
+
+@cache
+def _guest_code(instruction: bytes, *, has_local_apic: bool) -> tuple[tuple[int, bytes], ...]:
+    """Made once, as VMs come by the hundred."""
+    return tuple(guest_code.code(instruction, has_local_apic=has_local_apic))
 
 
 def _close(kernel: Kernel, switch: SwitchUse, opened: list[int], maps: list[mmap]) -> None:
