@@ -113,7 +113,10 @@ class AnyOrder(WatchedVm):
         refused = isinstance(result, KvmError)
         if (refused and result.errno != EFAULT) or attr == VcpuAttr.RUNSTATE_ADJUST:
             return
-        found = answer(self.vm.get_vcpu_attr, self.states[vcpu], attr)
+        if attr == VcpuAttr.TIMER:  # remembered, as reading it has an effect
+            found = self.do("get_vcpu_attr", vcpu, attr)
+        else:
+            found = answer(self.vm.get_vcpu_attr, self.states[vcpu], attr)
         if attr == VcpuAttr.RUNSTATE_ADDR:
             assert found == (f"-{ENOENT}" if refused or value == INVALID_GPA else value)
         elif attr == VcpuAttr.RUNSTATE_CURRENT:
