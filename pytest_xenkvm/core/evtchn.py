@@ -53,10 +53,11 @@ def deliver(vm: VmState, port: int, vcpu_id: int) -> Delivery:
         raise KvmError(EINVAL)
     shared_info = vm.shared_info.mapped or vm.shared_info.usable(vm.memory)
     byte, bit = port // _BYTE_BITS, 1 << port % _BYTE_BITS
-    pending = shared_info[EVTCHN_PENDING + byte]
+    place = EVTCHN_PENDING + byte
+    pending = shared_info[place]
     if pending & bit:
         return _COALESCED
-    shared_info[EVTCHN_PENDING + byte] = pending | bit
+    shared_info[place] = pending | bit
     if shared_info[layout.evtchn_mask + byte] & bit:
         _wake_poller(vcpu, port)
         return _MASKED

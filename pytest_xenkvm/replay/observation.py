@@ -91,13 +91,19 @@ class Audience(Protocol):
         """Whether to be shown an event, no hypercall; asked once for all that differ in time only."""
 
     def wants_call(self, event: Hypercall) -> bool:
-        """Whether to be shown this hypercall, which came out as recorded; asked each time."""
+        """Whether to be shown this hypercall, which came out as recorded; asked each time.
+
+        It may be an object that stands for several: an address in argument 1 is then that of any of them.
+        """
 
     def recall(self, event: Hypercall) -> None:
         """The hypercall that wasn't wanted is shown all the same: something else is to be told of it."""
 
     def repeats(self, event: Hypercall) -> Repeats | None:
-        """What counts calls like this one that come out as recorded; None: ask `wants_call` of each."""
+        """What counts calls like this one that come out as recorded; None: ask `wants_call` of each.
+
+        Calls that differ in arguments 2 ... 5 or in an address in argument 1 (`LEAST_POINTER`) are like it.
+        """
 
 
 @final
