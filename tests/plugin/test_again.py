@@ -59,7 +59,7 @@ def test_an_argument_may_name_it(
     assert collect(f"{nodeid}::replay") == [f"{nodeid}::replay"]
     found = collect(f"{path}::replay", "other.xkt::replay")
     assert sorted(found) == ["other.xkt::replay", f"{nodeid}::replay"]
-    assert len(collect(f"{nodeid}::replay", nodeid)) == 4
+    assert len(set(collect(f"{nodeid}::replay", nodeid))) == 4  # pytest 8.0 collects a file anew
     assert len(collect("traces", nodeid)) == 4
     assert len(collect("--xenkvm-trace=traces", nodeid)) == 4
 
