@@ -58,3 +58,14 @@ def test_all_attributes_of_a_vcpu(new_vm: Builder) -> None:
     for vcpu_attribute, value in OF_VCPU.items():
         vm.vcpus[0].get(vcpu_attribute, value)
     vm.vcpus[0].timer_is(9, 1 << 62)
+
+
+def test_all_attributes_of_a_vm(new_vm: Builder) -> None:
+    """With all attributes of a VM set, each reads what was set by it, a host address in all its bytes."""
+    vm = new_vm()
+    for type_, value in OF_VM.items():
+        vm.set(type_, value)
+    for type_, value in OF_VM.items():
+        vm.get(type_, value)
+    vm.set(HvmAttr.SHARED_INFO_HVA, {"gpa": SHARED_INFO})
+    vm.get(HvmAttr.SHARED_INFO_HVA, {"gpa": SHARED_INFO})
