@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from pytest_xenkvm.abi import kvm
-from pytest_xenkvm.abi.numbers import PAGE_SIZE, HvmAttr
+from pytest_xenkvm.abi.numbers import PAGE_SIZE, HvmAttr, Hypercall
 
-from .kit.hosts import Builder
+from .kit.demands import FORWARDED
+from .kit.hosts import SWITCHED_OFF_AFTER, Builder
 from .kit.setting import PAGE
 
 pytestmark = pytest.mark.source("kvm_set_msr_common, kvm_xen_is_hypercall_page_msr")
@@ -33,6 +34,15 @@ def test_old_msr(new_vm: Builder) -> None:
     vm.config(msr=MSR + 1)
     vm.vcpus[0].wrmsr(PAGE, msr=MSR, ok=False)
     vm.holds(PAGE, bytes(32), "the page")
+
+
+def test_configured_again(new_vm: Builder) -> None:
+    """A VM that is configured twice with an MSR goes on being served, also seconds later."""
+    vm = new_vm()
+    for _ in range(2):
+        vm.config(msr=MSR)
+    vm.wait(SWITCHED_OFF_AFTER)
+    vm.vcpus[0].call(Hypercall.hvm_op, answers=FORWARDED)
 
 
 def test_written_by_the_vmm(new_vm: Builder) -> None:
