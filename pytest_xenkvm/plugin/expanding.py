@@ -9,7 +9,6 @@ implementing `pytest_generate_tests`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from types import ModuleType
 from typing import Any, Final
 
@@ -26,6 +25,7 @@ from pytest_xenkvm.plugin.items import (
     takes,
 )
 from pytest_xenkvm.plugin.replays import Replays
+from pytest_xenkvm.rules.model import Rule
 
 _KNOWN: Final = ("_pytest", "pytest_xenkvm")
 """Packages whose implementations of `pytest_generate_tests` go by fixtures alone."""
@@ -51,18 +51,23 @@ class Replay(pytest.Module):
     def items(self, replays: Replays, names: Iterable[str]) -> Iterator[TraceItem]:
         """The items of these names, each of which is ALL, REPLAY or the id of a rule of `replays`."""
         expansions = self._expansions()
-        rules = {rule.id: rule for rule in replays.rules}
+        # The trace's own list: a hook may add a fixture to an item.
+        fixturenames = [fixture for each in expansions[:1] for fixture in each.fixtureinfo.names_closure]
+        rules: dict[str, Rule] = {}
         for name in names:
             for expansion in expansions:
                 if name == ALL:
-                    yield WholeItem.like(expansion, self, name, replays)
+                    item: TraceItem = WholeItem.like(expansion, self, name, replays)
                 elif name == REPLAY:
-                    yield ReplayItem.like(expansion, self, name, replays)
+                    item = ReplayItem.like(expansion, self, name, replays)
                 else:
-                    yield RuleItem.like(expansion, self, name, replays, rule=rules[name])
+                    rules = rules or {rule.id: rule for rule in replays.rules}
+                    item = RuleItem.like(expansion, self, name, replays, rule=rules[name])
+                item.fixturenames = fixturenames
+                yield item
 
-    def _expansions(self) -> Iterable[Expansion]:
-        """Those of its folder, with lists of its own: hooks may add a fixture to an item."""
+    def _expansions(self) -> tuple[Expansion, ...]:
+        """Those of its folder, which share what pytest knows of fixtures there, as a function's always do."""
         trace: Any = self.parent
         known = self.session.stash.setdefault(_EXPANSIONS, {})
         expansions = None if trace.own_markers else known.get(trace.parent)
@@ -70,9 +75,7 @@ class Replay(pytest.Module):
             expansions = tuple(self._expand())
             if not trace.own_markers and _goes_by_fixtures_alone(self):
                 known[trace.parent] = expansions
-            return expansions
-        fixtureinfo = _copied(expansions[0].fixtureinfo)  # which all expansions of a function share
-        return [Expansion(each.suffix, each.callspec, fixtureinfo) for each in expansions]
+        return expansions
 
     def _expand(self) -> Iterator[Expansion]:
         for function in self._genfunctions(REPLAY, takes):
@@ -81,14 +84,6 @@ class Replay(pytest.Module):
                 getattr(function, "callspec", None),
                 function._fixtureinfo,  # noqa: SLF001 - what pytest itself hands to an expanded function
             )
-
-
-def _copied(fixtureinfo: Any) -> Any:
-    return replace(
-        fixtureinfo,
-        names_closure=list(fixtureinfo.names_closure),
-        name2fixturedefs=dict(fixtureinfo.name2fixturedefs),
-    )
 
 
 def _goes_by_fixtures_alone(node: pytest.Collector) -> bool:
