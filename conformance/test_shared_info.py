@@ -10,7 +10,7 @@ from pytest_xenkvm.abi.layout import U32
 from pytest_xenkvm.abi.numbers import INVALID_GFN, PAGE_SIZE, U32_MAX, HvmAttr
 
 from .kit.hosts import Builder
-from .kit.setting import LAST_PAGE, MEMORY, NOWHERE, OTHER_SHARED_INFO, SHARED_INFO
+from .kit.setting import LAST_PAGE, MEMORY, NOWHERE, OTHER_SHARED_INFO, SECOND, SHARED_INFO
 from .kit.vm import ProbeVm
 
 pytestmark = pytest.mark.source("kvm_xen_hvm_set_attr, kvm_xen_hvm_get_attr, kvm_xen_shared_info_init")
@@ -19,7 +19,6 @@ GFN, OTHER_GFN = SHARED_INFO // PAGE_SIZE, OTHER_SHARED_INFO // PAGE_SIZE
 UNMAPPED_HVA = 0x1_0000
 """No process maps that, but it could."""
 CLOCK_64, CLOCK_32 = 0xC00, 0x900
-YEAR_2020 = 1_577_836_800
 
 
 def version(vm: ProbeVm, place: int) -> int:
@@ -184,6 +183,21 @@ def test_all_of_the_wall_clock_is_written(new_vm: Builder, by: str, long_mode: i
     if seconds == U32_MAX or nanoseconds >= 1_000_000_000:
         vm.fail("a time", f"{seconds} s and {nanoseconds} ns")
     vm.holds(SHARED_INFO + sec_hi, bytes(4), "the wall clock's sec_hi")
+
+
+@pytest.mark.parametrize(("long_mode", "sec_hi"), [(1, 0xC0C), (0, 0x924)], ids=["64-bit", "32-bit"])
+def test_wall_clock_is_real_time(new_vm: Builder, long_mode: int, sec_hi: int) -> None:
+    """The wall clock plus the guest's clock is about the host's real time, also if that clock was set."""
+    vm = new_vm()
+    vm.set(HvmAttr.LONG_MODE, long_mode)
+    vm.set_clock(vm.clock() + 3600 * SECOND)
+    vm.set(HvmAttr.SHARED_INFO, GFN)
+    place = SHARED_INFO + (CLOCK_64 if long_mode else CLOCK_32)
+    low, ns, high = (U32.unpack(vm.read(at, 4))[0] for at in (place + 4, place + 8, SHARED_INFO + sec_hi))
+    before = vm.real_time()
+    shown = (high << 32 | low) * SECOND + ns + vm.clock()
+    if not before - SECOND <= shown <= vm.real_time() + SECOND:
+        vm.fail(f"about {before} ns since 1970", f"{shown} ns")
 
 
 def test_rest_of_the_page(new_vm: Builder) -> None:

@@ -245,6 +245,10 @@ class ProbeVm(DrivenVm):
         """The guest's Xen clock (ns)."""
         return self._stepper.vm.guest_clock(0)
 
+    def real_time(self) -> int:
+        """The host's real time (ns since 1970)."""
+        return self._stepper.vm.real_time()
+
     def wait_for_cpu(self, ns: int) -> int:
         """Another thread has the CPU for `ns` or more, which traces don't hold: how long it did."""
         return self._stepper.vm.wait_for_cpu(ns)

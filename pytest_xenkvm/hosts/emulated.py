@@ -208,6 +208,9 @@ class EmulatedVm:
     def guest_clock(self, vcpu: int) -> int:  # noqa: ARG002 - all vCPUs share the VM's clock here
         return self.machine.state.now
 
+    def real_time(self) -> int:
+        return self.machine.state.boot_time_ns + self.machine.state.now
+
     def run(self, vcpu: int) -> None:
         self.machine.enter(self.machine.state.vcpus[vcpu])
 

@@ -119,6 +119,9 @@ class HostVm(Protocol):
     def guest_clock(self, vcpu: int) -> int:
         """The guest's Xen clock now (ns)."""
 
+    def real_time(self) -> int:
+        """The host's real time now (ns since 1970), by which KVM sets the guest's wall clock."""
+
     def run(self, vcpu: int) -> None:
         """Let the vCPU enter the guest once, without a hypercall."""
 

@@ -126,6 +126,9 @@ class DevKvmVm:
         clock: int = ioctls.CLOCK_DATA.unpack_from(data)[0]
         return clock
 
+    def real_time(self) -> int:
+        return time.time_ns()
+
     def pass_time(self, *, ns: int = 0, until: int = 0) -> None:
         self._until_ns = max(self._until_ns, until)
         now = time.monotonic_ns()
