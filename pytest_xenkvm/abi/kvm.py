@@ -35,8 +35,6 @@ CPUID_HEADER: Final = Struct("<I4x")
 CPUID_ENTRY: Final = Struct("<IIIIIII12x")
 """function, index, flags, eax, ebx, ecx, edx."""
 MAX_CPUID_ENTRIES: Final = 256
-ONE_MSR: Final = Struct("<I4xI4xQ")
-"""nmsrs, then an entry: index, data."""
 MP_STATE: Final = Struct("<I")
 MP_STATE_RUNNABLE: Final = 0
 LAPIC_SIZE: Final = 1024

@@ -74,7 +74,7 @@ class FakeKvm:
         if request == kvm.KVM_RUN:
             return self._run(fd)
         if request == kvm.KVM_SET_MSRS:
-            _count, msr, value = kvm.ONE_MSR.unpack(bytes(self._bytes(argument)))
+            msr, value = kvm.MSR_ENTRY.unpack_from(self._bytes(argument), kvm.MSRS_HEADER.size)
             self.msrs[msr] = value
             return self.msrs_written
         structure = self._STRUCTURES.get(request)

@@ -38,7 +38,8 @@ def enable(kernel: Kernel, vcpu_fd: int) -> None:
     packed = b"".join(kvm.CPUID_ENTRY.pack(*leaf) for leaf in leaves)
     cpuid = kvm.CPUID_HEADER.pack(len(leaves)) + packed
     _must("Hyper-V's CPUID leaves", kernel.ioctl(vcpu_fd, kvm.KVM_SET_CPUID2, cpuid))
-    written = kernel.ioctl(vcpu_fd, kvm.KVM_SET_MSRS, kvm.ONE_MSR.pack(1, _GUEST_OS_ID, _ANY_GUEST))
+    msrs = kvm.MSRS_HEADER.pack(1) + kvm.MSR_ENTRY.pack(_GUEST_OS_ID, _ANY_GUEST)
+    written = kernel.ioctl(vcpu_fd, kvm.KVM_SET_MSRS, msrs)
     if written == 0:
         raise HostError("this KVM doesn't know Hyper-V's MSRs: use a kernel built with CONFIG_KVM_HYPERV")
     _must("HV_X64_MSR_GUEST_OS_ID", written)
